@@ -1,0 +1,57 @@
+# What each target is for stands in CONTRIBUTING.md.
+GO      ?= go
+BIN     := $(CURDIR)/.bin
+PKGS    := ./cmd/... ./internal/... ./test/house/...
+RACE    := ./internal/record/... ./internal/store/... ./internal/authz/... ./internal/authn/... ./internal/proxy/... ./internal/upstream/... ./internal/server/...
+FUZZTIME ?= 60s
+
+.PHONY: check test test-extended soak broken bench fuzz deps system cover clean
+
+## check: the quick inner loop (format, vet, staticcheck, floors, unit tests)
+check: $(BIN)/staticcheck
+	@bad=$$(gofmt -l cmd internal test bench 2>/dev/null); if [ -n "$$bad" ]; then echo "gofmt would change:"; echo "$$bad"; exit 1; fi
+	$(GO) vet ./...
+	$(BIN)/staticcheck ./...
+	$(GO) test -count=1 ./test/house
+	$(GO) test $(PKGS)
+
+$(BIN)/staticcheck: test/tools/lint/go.mod
+	@mkdir -p $(BIN)
+	cd test/tools/lint && $(GO) build -o $(BIN)/staticcheck honnef.co/go/tools/cmd/staticcheck
+
+## deps: what the tests need, from Debian, npm and Go modules
+deps:
+	./test/deps.sh
+
+## test: everything that CI runs
+test: deps check
+	$(GO) test -race $(RACE)
+	$(GO) test -count=1 -timeout 15m ./test/system/...
+	$(GO) run ./test/broken
+
+## test-extended: parts that build or run for minutes
+test-extended: test
+	$(GO) test -count=1 -tags extended -timeout 30m ./internal/... ./test/system/...
+
+## soak: long random tests, and a minute for each fuzz target
+soak: fuzz
+	$(GO) test -count=1 -tags soak -timeout 60m ./internal/... ./test/system/...
+
+fuzz:
+	@set -e; for dir in $$($(GO) list -f '{{.Dir}}' ./internal/...); do \
+	  for f in $$(grep -hoE '^func Fuzz[A-Za-z0-9_]+' $$dir/*_test.go 2>/dev/null | sed 's/func //'); do \
+	    echo "fuzz $$f in $$dir"; \
+	    ( cd $$dir && $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) . ); \
+	  done; \
+	done
+
+## broken: every security test fails on its deliberately broken build
+broken:
+	$(GO) run ./test/broken
+
+## bench: CPU time per request against nginx in the same run, and the hot functions
+bench:
+	./bench/run.sh
+
+clean:
+	rm -rf $(BIN)
