@@ -1,0 +1,137 @@
+package authz
+
+import (
+	"time"
+
+	"postern/internal/exchange"
+	"postern/internal/session"
+)
+
+// Outcome is what Decide concluded.
+type Outcome uint8
+
+// The zero Outcome is Deny: a Decision that nobody filled refuses.
+const (
+	Deny   Outcome = iota // refused; Status says how
+	Allow                 // forward, with Identity and Strip applied
+	SignIn                // somebody must sign in first
+	StepUp                // the signed-in person must present a device (DeviceType)
+	Error                 // the decision could not be computed; refused
+)
+
+// String gives the word used in logs and test files (policy-language.md §14).
+func (o Outcome) String() string {
+	switch o {
+	case Allow:
+		return "allow"
+	case SignIn:
+		return "login"
+	case StepUp:
+		return "device"
+	case Error:
+		return "error"
+	}
+	return "deny"
+}
+
+// Decision is the answer of Decide. Slices and strings in it are shared and
+// read-only. The zero value refuses.
+type Decision struct {
+	Outcome Outcome
+
+	// Status is the HTTP status to answer with: 200 for Allow; 302 for a
+	// SignIn or StepUp that the client can follow, else 401; 401, 403, 404,
+	// 450, 495 for Deny, or 200 where the refusal is a JSON-RPC error or a
+	// disallow-all /robots.txt; 500 and 503 for Error (wire-contract.md §1.3, §1.4).
+	Status int
+
+	// Redirect says that a SignIn or StepUp is answered with 302, because the
+	// client can follow a browser redirect.
+	Redirect bool
+
+	// Reasons say why, sorted: the allow reasons of an Allow, and of a Deny
+	// those that refused. Policy holds the result they come from.
+	Reasons []string
+	// AllowTrue and DenyTrue are the two halves of the merged policy result,
+	// with the reasons for each, as the authorize log writes them.
+	AllowTrue, DenyTrue       bool
+	AllowReasons, DenyReasons []string
+
+	// DeviceType is what a StepUp asks for ("any", "enclave_only", ...).
+	DeviceType string
+	// Remediation lists what attached policies say to a refused person, in
+	// order. It is filled only on routes with show_error_details.
+	Remediation []Remediation
+
+	// Message is a short sentence for the visitor of an Error or a bad
+	// credential, or "". It holds no secret and no internal detail.
+	Message string
+	// Err is the cause of an Error, for the log only.
+	Err error
+
+	// Caller is who asks: never nil after Decide, and anonymous if nobody is
+	// signed in.
+	Caller *session.Caller
+	// Carrier is how the winning credential came, CarrierNone without one.
+	Carrier Carrier
+
+	// Identity are the header fields to add upstream once Strip was applied.
+	// A name may repeat (Impersonate-Group). Empty unless Outcome is Allow.
+	Identity []exchange.Field
+	// Strip are the names that must not pass from the client, in headers and
+	// trailers. It includes Authorization when that carried our credential.
+	Strip *exchange.NameSet
+	// StripQuery says that the query holds pomerium_session, which must be
+	// taken out of the forwarded query (see StripSessionQuery).
+	StripQuery bool
+	// Bare says that a CORS preflight was let through: it goes upstream
+	// without cookies, credentials, identity or body.
+	Bare bool
+
+	// Depends is what the decision rested on; streams follow it.
+	Depends Depends
+
+	// lazily signed assertion, see Assertion
+	engine *Engine
+	env    *Env
+	key    assertionKey
+}
+
+// Depends names what a Decision rested on. A change of any of it means that
+// an open stream is decided again.
+type Depends struct {
+	SessionID      string // the session or service account of the credential
+	ImpersonatedID string // the session that was evaluated instead, or ""
+	UserID         string // user and directory record id, or ""
+	RouteID        string
+	Generation     uint64
+	// Until is when the session, service account or time window ends; zero: never.
+	Until time.Time
+	// seq is the state of the change counter before anything was read.
+	seq uint64
+}
+
+// Remediation is what one attached policy contributes to a refusal page
+// (policy-language.md §10).
+type Remediation struct {
+	PolicyID    string
+	Denied      bool // its deny rule matched
+	Allowed     bool // its allow rule matched
+	Explanation string
+	Remediation string
+}
+
+// Carrier is the place in a request where a credential was found.
+type Carrier uint8
+
+// The carriers, in the order in which they are looked for (wire-contract.md
+// §1.2, §6.2).
+const (
+	CarrierNone Carrier = iota
+	CarrierCookie
+	CarrierPomeriumHeader // X-Pomerium-Authorization
+	CarrierAuthorization  // Authorization: Pomerium
+	CarrierBearer         // Authorization: Bearer Pomerium-
+	CarrierQuery          // ?pomerium_session=
+	CarrierIDPBearer      // Authorization: Bearer, verified by a provider
+)
