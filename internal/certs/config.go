@@ -1,0 +1,91 @@
+package certs
+
+// Config holds the settings of server certificates, ACME and client
+// certificates. The tags are the declaration that package config parses and
+// documents.
+type Config struct {
+	_ struct{} `section:"2.2"`
+
+	Certificates             []CertificateFiles `key:"certificates" env:"-" status:"acts" doc:"Server certificates, as pairs of file paths; the server name (SNI) selects."`
+	Certificate              []byte             `key:"certificate" form:"b64" status:"acts" doc:"Base64 PEM of a server certificate; needs certificate_key."`
+	CertificateKey           []byte             `key:"certificate_key" form:"b64" secret:"true" status:"acts" doc:"Base64 PEM of the key of certificate."`
+	CertificateFile          string             `key:"certificate_file" form:"file" status:"acts" doc:"File holding a PEM server certificate; needs certificate_key_file."`
+	CertificateKeyFile       string             `key:"certificate_key_file" form:"file" status:"acts" doc:"File holding the PEM key of certificate_file."`
+	CertificateAuthority     []byte             `key:"certificate_authority" form:"b64" status:"acts" doc:"Base64 PEM of a CA added to the system roots for upstream and internal traffic."`
+	CertificateAuthorityFile string             `key:"certificate_authority_file" form:"file" status:"acts" doc:"File holding a PEM CA added to the system roots."`
+	TLSDerive                string             `key:"tls_derive" status:"accepted" doc:"Derive a CA and an internal certificate for this name from the shared secret."`
+
+	// Pairs holds every server certificate read from the keys above, in
+	// order: certificates, certificate, certificate_file.
+	Pairs []KeyPair `key:"-"`
+	// ExtraRoots is the PEM of certificate_authority and
+	// certificate_authority_file together, to be added to the system roots.
+	ExtraRoots []byte `key:"-"`
+
+	_ struct{} `section:"2.3"`
+
+	Autocert              bool   `key:"autocert" status:"accepted" doc:"Get certificates for all non-wildcard hosts by ACME."`
+	AutocertCA            string `key:"autocert_ca" status:"accepted" doc:"Directory URL of the ACME server; Let's Encrypt if unset."`
+	AutocertEmail         string `key:"autocert_email" status:"accepted" doc:"Contact of the ACME account."`
+	AutocertUseStaging    bool   `key:"autocert_use_staging" status:"accepted" doc:"Use the staging server of Let's Encrypt; also removes the default HSTS header."`
+	AutocertEABKeyID      string `key:"autocert_eab_key_id" status:"accepted" doc:"Key id of an external account binding; needs autocert_eab_mac_key."`
+	AutocertEABMACKey     string `key:"autocert_eab_mac_key" secret:"true" status:"accepted" doc:"Key of an external account binding, unpadded base64url."`
+	AutocertMustStaple    bool   `key:"autocert_must_staple" status:"accepted" doc:"Ask for certificates with the must-staple extension."`
+	AutocertDir           string `key:"autocert_dir" status:"accepted" doc:"Where ACME keys and certificates are kept: a directory, s3:// or gs://."`
+	AutocertTrustedCA     []byte `key:"autocert_trusted_ca" form:"b64" status:"accepted" doc:"Base64 PEM of the CA of the ACME server."`
+	AutocertTrustedCAFile string `key:"autocert_trusted_ca_file" form:"file" status:"accepted" doc:"File holding the PEM CA of the ACME server."`
+
+	_ struct{} `section:"2.10"`
+
+	DownstreamMTLS DownstreamMTLS `key:"downstream_mtls" narrows:"true" status:"acts" doc:"Certificates asked of clients."`
+}
+
+// CertificateFiles names a server certificate and its key by path.
+type CertificateFiles struct {
+	Cert string `key:"cert" form:"file" status:"acts" doc:"Path of the PEM certificate chain."`
+	Key  string `key:"key" form:"file" status:"acts" doc:"Path of the PEM key."`
+	ID   string `key:"id" status:"accepted" doc:"Name of the pair in the console."`
+}
+
+// KeyPair is a server certificate as read, in PEM.
+type KeyPair struct {
+	// Source names the key or file it came from, for error messages.
+	Source  string
+	CertPEM []byte
+	KeyPEM  []byte
+}
+
+// The values of downstream_mtls.enforcement.
+const (
+	EnforcePolicy                = "policy"
+	EnforcePolicyWithDefaultDeny = "policy_with_default_deny"
+	EnforceRejectConnection      = "reject_connection"
+)
+
+// DownstreamMTLS says which certificates clients must show. The feature is on
+// where CA is not empty.
+type DownstreamMTLS struct {
+	// CA is PEM, from the inline key or the file.
+	CA     []byte `key:"ca" form:"b64" narrows:"true" status:"acts" doc:"Base64 PEM of the CAs of client certificates; switches the feature on."`
+	CAFile string `key:"ca_file" form:"file" narrows:"true" status:"acts" doc:"File holding the PEM CAs of client certificates."`
+	// CRL is PEM or DER, from the inline key or the file.
+	CRL                  []byte       `key:"crl" form:"b64" narrows:"true" status:"accepted" doc:"Base64 PEM of certificate revocation lists."`
+	CRLFile              string       `key:"crl_file" form:"file" narrows:"true" status:"accepted" doc:"File holding PEM certificate revocation lists."`
+	Enforcement          string       `key:"enforcement" default:"policy_with_default_deny" enum:"policy_with_default_deny|policy|reject_connection" narrows:"true" status:"acts" doc:"policy: explicit rules only; policy_with_default_deny: refuse without a valid certificate on every route; reject_connection: refuse at TLS level."`
+	MatchSubjectAltNames []SANMatcher `key:"match_subject_alt_names" form:"sans" env:"-" narrows:"true" status:"acts" doc:"Alternative names of which one must match: dns, email, ip_address, uri or user_principal_name, each an RE2 for the full value."`
+	MaxVerifyDepth       *uint32      `key:"max_verify_depth" default:"1" narrows:"true" status:"acts" doc:"Length of the chain without the trust anchor; 0 is unlimited."`
+}
+
+// SANMatcher is one entry of match_subject_alt_names.
+type SANMatcher struct {
+	Type    string // dns, email, ip_address, uri or user_principal_name
+	Pattern string // RE2, matched against the full value
+}
+
+// RouteConfig holds the per-route client CA.
+type RouteConfig struct {
+	_ struct{} `section:"3.7"`
+
+	TLSDownstreamClientCA     []byte `key:"tls_downstream_client_ca" form:"b64" narrows:"true" deprecated:"downstream_mtls" status:"accepted" doc:"Base64 PEM of the client CA of this route; replaces the global one."`
+	TLSDownstreamClientCAFile string `key:"tls_downstream_client_ca_file" form:"file" narrows:"true" deprecated:"downstream_mtls" status:"accepted" doc:"File holding the PEM client CA of this route."`
+}
