@@ -35,7 +35,7 @@ type PathOptions struct {
 // Errors of CanonicalPath and CanonicalAuthority; each is a 400.
 var (
 	ErrPathForm      = errors.New("path does not begin with a slash")
-	ErrPathByte      = errors.New("path holds a raw '#', space or control character")
+	ErrPathByte      = errors.New("path holds a raw '#', '?', space or control character")
 	ErrPathEscape    = errors.New("path holds a broken percent escape")
 	ErrEscapedSlash  = errors.New("path holds an escaped slash or a backslash")
 	ErrAuthority     = errors.New("host name is malformed")
@@ -70,7 +70,7 @@ func CanonicalPath(raw string, o PathOptions) (path string, unescaped bool, err 
 	for i := 0; i < len(raw); i++ {
 		c := raw[i]
 		switch {
-		case c <= ' ' || c == 0x7F || c == '#':
+		case c <= ' ' || c == 0x7F || c == '#' || c == '?':
 			return "", false, ErrPathByte
 		case c == '\\':
 			if b, err = appendSlash(b, '\\', o, &unescaped); err != nil {
@@ -116,7 +116,7 @@ func CanonicalPath(raw string, o PathOptions) (path string, unescaped bool, err 
 func plainPath(p string) bool {
 	for i := 1; i < len(p); i++ {
 		c := p[i]
-		if c <= ' ' || c >= 0x7F || c == '%' || c == '#' || c == '\\' ||
+		if c <= ' ' || c >= 0x7F || c == '%' || c == '#' || c == '?' || c == '\\' ||
 			(p[i-1] == '/' && (c == '/' || c == '.')) {
 			return false
 		}
