@@ -55,6 +55,10 @@ type peer struct {
 	pid    int
 }
 
+// authority is what a client asks for, addr where it connects.
+func (p *peer) authority() string { u, _ := url.Parse(p.url); return u.Host }
+func (p *peer) addr() string      { u, _ := url.Parse(p.url); return "127.0.0.1:" + u.Port() }
+
 func main() {
 	flag.Parse()
 	if err := run(); err != nil {
@@ -192,7 +196,8 @@ var (
 )
 
 func wrk(p *peer) (int, error) {
-	out, err := onLoadCore("wrk", "-t1", "-c64", fmt.Sprintf("-d%ds", *seconds), "-H", "Cookie: "+p.cookie, p.url)
+	out, err := onLoadCore("wrk", "-t1", "-c64", fmt.Sprintf("-d%ds", *seconds), "-H", "Cookie: "+p.cookie, "-H", "Host: "+p.authority(),
+		"https://"+p.addr()+"/1k") // wrk does not resolve *.localhost everywhere
 	if err != nil {
 		return 0, err
 	}
@@ -203,7 +208,7 @@ func wrk(p *peer) (int, error) {
 }
 
 func h2load(p *peer) (int, error) {
-	out, err := onLoadCore("h2load", "-c16", "-m10", "-D"+strconv.Itoa(*seconds), "-H", "Cookie: "+p.cookie, p.url)
+	out, err := onLoadCore("h2load", "-c16", "-m10", "-D"+strconv.Itoa(*seconds), "--connect-to="+p.addr(), "-H", "Cookie: "+p.cookie, p.url)
 	if err != nil {
 		return 0, err
 	}
