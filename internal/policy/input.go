@@ -19,6 +19,7 @@ type Input struct {
 	Method   string
 	Host     string // authority with port
 	RawPath  string // percent-encoded, without query
+	Path     string // RawPath decoded once (DecodePath); "" if that fails
 	RawQuery string
 	ClientIP netip.Addr // invalid: matches nothing
 	Header   func(name string) string

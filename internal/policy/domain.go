@@ -1,0 +1,33 @@
+package policy
+
+import (
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+)
+
+var domain = &Criterion{
+	Name:     "domain",
+	Doc:      "True if the part of the e-mail address after its first @ (up to a second one) matches. An address without @ has no domain and matches nothing.",
+	Value:    "string matcher",
+	Identity: true,
+	Compile:  compileDomain,
+}
+
+func compileDomain(s *Scope, n *yaml.Node) test {
+	match := s.stringMatcher(n, "")
+	if match == nil {
+		return nil
+	}
+	for _, v := range stringValues(n) {
+		if t, ok := text(v); ok && strings.Contains(t, "@") {
+			s.Warnf(v, "", "no domain holds an @, so %s never equals one; write what follows the @, or use email", quote(t))
+		}
+	}
+	ok, bad := ReasonDomainOK.set(), ReasonDomainUnauthorized.set()
+	return func(in *Input) verdict {
+		_, rest, has := strings.Cut(in.Email, "@")
+		rest, _, _ = strings.Cut(rest, "@")
+		return pass(has && match(rest), ok, bad)
+	}
+}
