@@ -203,9 +203,16 @@ func (r *Route) HasPathRules() bool {
 	return r.hasPathPolicy || !(r.paths.kind == matchPrefix && (r.paths.text == "/" || r.paths.text == ""))
 }
 
-// usesPath asks a policy whether it looks at http_path; one that cannot tell
-// is taken to do so.
-func usesPath(p any) bool {
-	u, ok := p.(interface{ UsesPath() bool })
-	return !ok || u.UsesPath()
+// usesPath tells whether a policy looks at http_path. A foreign evaluator
+// shows no rules and is taken to do so.
+func usesPath(p *policy.Policy) bool {
+	rules := p.Rules()
+	for _, rule := range rules {
+		for _, use := range rule.Criteria {
+			if use.Criterion != nil && use.Criterion.Name == "http_path" {
+				return true
+			}
+		}
+	}
+	return len(rules) == 0
 }
