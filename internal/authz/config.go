@@ -16,7 +16,7 @@ type Config struct {
 
 	BearerTokenFormat       string            `key:"bearer_token_format" default:"default" enum:"unknown|default|idp_access_token|idp_identity_token|jwt" status:"accepted" doc:"What a bearer token in Authorization is: passed through (default), a token of the identity provider, or a JWT of identity_providers."`
 	JWTClaimsHeaders        map[string]string `key:"jwt_claims_headers" form:"claims" status:"acts" doc:"Header to claim; as a list of claims, x-pomerium-claim-<claim> is the header. The claims are also put into the assertion."`
-	JWTIssuerFormat         string            `key:"jwt_issuer_format" default:"hostOnly" enum:"hostOnly|uri" status:"acts" doc:"Issuer of the assertion: hostOnly is the host, uri is https://host/."`
+	JWTIssuerFormat         string            `key:"jwt_issuer_format" default:"hostOnly" enum:"hostOnly|uri" prefix:"issuer" status:"acts" doc:"Issuer of the assertion: hostOnly is the host, uri is https://host/."`
 	PassIdentityHeaders     *bool             `key:"pass_identity_headers" status:"acts" doc:"Send the identity headers to upstreams; false if unset. Routes override."`
 	JWTGroupsFilter         []string          `key:"jwt_groups_filter" env:"-" narrows:"true" status:"accepted" doc:"Only these groups appear in the assertion; a route's list widens it."`
 	JWTGroupsFilterInferPPL *bool             `key:"jwt_groups_filter_infer_from_ppl" env:"-" narrows:"true" status:"accepted" doc:"Only groups that the route's policy names appear in the assertion."`
@@ -45,7 +45,7 @@ type RouteConfig struct {
 	_ struct{} `section:"3.11"`
 
 	BearerTokenFormat       string         `key:"bearer_token_format" enum:"|unknown|default|idp_access_token|idp_identity_token|jwt" status:"accepted" doc:"What a bearer token is on this route; overrides the global setting."`
-	JWTIssuerFormat         string         `key:"jwt_issuer_format" enum:"|hostOnly|uri" status:"acts" doc:"Issuer of the assertion on this route; overrides the global setting."`
+	JWTIssuerFormat         string         `key:"jwt_issuer_format" enum:"|hostOnly|uri" prefix:"issuer" status:"acts" doc:"Issuer of the assertion on this route; overrides the global setting."`
 	JWTGroupsFilter         []string       `key:"jwt_groups_filter" narrows:"true" status:"accepted" doc:"Groups that appear in the assertion in addition to the global list."`
 	JWTGroupsFilterInferPPL *bool          `key:"jwt_groups_filter_infer_from_ppl" narrows:"true" status:"accepted" doc:"Only groups that the route's policy names appear in the assertion."`
 	AssertionReuse          *time.Duration `key:"assertion_reuse" status:"acts" doc:"As the global key, for this route."`

@@ -5,14 +5,14 @@ package identity
 type Config struct {
 	_ struct{} `section:"2.6"`
 
-	IDPProvider             string            `key:"idp_provider" enum:"|apple|auth0|azure|cognito|github|gitlab|google|hosted|oidc|okta|onelogin|ping|local" status:"acts" doc:"Kind of identity provider. oidc is any OpenID Connect provider; local (also hosted, or unset) is Postern's own accounts."`
+	IDPProvider             string            `key:"idp_provider" form:"provider" status:"acts" doc:"Kind of identity provider. oidc is any OpenID Connect provider; local (also hosted, or unset) is Postern's own accounts."`
 	IDPProviderURL          string            `key:"idp_provider_url" status:"acts" doc:"Base URL of the provider, without the well-known suffix."`
 	IDPClientID             string            `key:"idp_client_id" status:"acts" doc:"OAuth client id at the provider."`
 	IDPClientSecret         string            `key:"idp_client_secret" secret:"true" status:"acts" doc:"OAuth client secret at the provider."`
 	IDPClientSecretFile     string            `key:"idp_client_secret_file" form:"file" status:"acts" doc:"File holding the OAuth client secret; beats idp_client_secret. A final newline is ignored."`
 	IDPScopes               []string          `key:"idp_scopes" status:"acts" doc:"Scopes asked for; replaces the provider's defaults."`
 	IDPRequestParams        map[string]string `key:"idp_request_params" status:"acts" doc:"Extra parameters of the authorization request; replaces the provider's defaults, {} clears them."`
-	IDPAccessTokenAudiences *[]string         `key:"idp_access_token_allowed_audiences" narrows:"true" status:"accepted" doc:"Audiences accepted in access tokens of programs. Unset: not checked."`
+	IDPAccessTokenAudiences []string          `key:"idp_access_token_allowed_audiences" narrows:"true" status:"accepted" doc:"Audiences accepted in access tokens of programs. Unset: not checked."`
 
 	Providers map[string]ProviderConfig `key:"identity_providers" env:"-" narrows:"true" status:"accepted" doc:"Issuers of JWT bearer tokens, by name."`
 
@@ -33,8 +33,8 @@ type ProviderConfig struct {
 type RouteConfig struct {
 	_ struct{} `section:"3.11"`
 
-	IDPClientID             string    `key:"idp_client_id" status:"accepted" doc:"OAuth client id for this route, at the same provider."`
-	IDPClientSecret         string    `key:"idp_client_secret" secret:"true" status:"accepted" doc:"OAuth client secret for this route."`
-	IDPAccessTokenAudiences *[]string `key:"idp_access_token_allowed_audiences" narrows:"true" status:"accepted" doc:"Audiences accepted in access tokens of programs; overrides the global list, absent is not empty."`
-	IdentityProviders       []string  `key:"identity_providers" narrows:"true" status:"accepted" doc:"Names of the identity_providers whose tokens this route accepts; empty: all."`
+	IDPClientID             string   `key:"idp_client_id" status:"accepted" doc:"OAuth client id for this route, at the same provider."`
+	IDPClientSecret         string   `key:"idp_client_secret" secret:"true" status:"accepted" doc:"OAuth client secret for this route."`
+	IDPAccessTokenAudiences []string `key:"idp_access_token_allowed_audiences" narrows:"true" status:"accepted" doc:"Audiences accepted in access tokens of programs; overrides the global list, absent is not empty."`
+	IdentityProviders       []string `key:"identity_providers" narrows:"true" status:"accepted" doc:"Names of the identity_providers whose tokens this route accepts; empty: all."`
 }

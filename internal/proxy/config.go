@@ -31,13 +31,13 @@ type Config struct {
 	AllowUpgrades                []string          `key:"allow_upgrades" status:"acts" doc:"Extra HTTP Upgrade types for all routes; websocket and spdy/3.1 equal the route switches."`
 	NormalizePath                bool              `key:"normalize_path" default:"true" status:"acts" doc:"Normalise the path as RFC 3986 says before matching."`
 	MergeSlashes                 bool              `key:"merge_slashes" default:"true" status:"acts" doc:"Read adjacent slashes in the path as one before matching."`
-	PathWithEscapedSlashesAction string            `key:"path_with_escaped_slashes_action" default:"reject_request" enum:"unknown|keep_unchanged|reject_request|unescape_and_redirect|unescape_and_forward" status:"acts" doc:"What to do with a path holding %2F or %5C. reject_request answers 400."`
-	HeadersWithUnderscoresAction string            `key:"headers_with_underscores_action" default:"reject_request" enum:"unknown|allow|reject_request|drop_header" status:"acts" doc:"What to do with request header names holding an underscore. reject_request answers 400."`
+	PathWithEscapedSlashesAction string            `key:"path_with_escaped_slashes_action" default:"reject_request" enum:"reject_request|keep_unchanged|unescape_and_redirect|unescape_and_forward" status:"acts" doc:"What to do with a path holding %2F or %5C. reject_request answers 400."`
+	HeadersWithUnderscoresAction string            `key:"headers_with_underscores_action" default:"reject_request" enum:"reject_request|allow|drop_header" status:"acts" doc:"What to do with request header names holding an underscore. reject_request answers 400."`
 	SkipXFFAppend                bool              `key:"skip_xff_append" status:"acts" doc:"Leave X-Forwarded-For as it came."`
 	XFFNumTrustedHops            uint32            `key:"xff_num_trusted_hops" status:"acts" doc:"Number of trusted proxies in front: the client address is taken from X-Forwarded-For, and X-Forwarded-Proto is believed, if above 0."`
-	TrustedProxies               []netip.Prefix    `key:"trusted_proxies" form:"prefixes" status:"acts" doc:"Networks (CIDR or address) whose X-Forwarded-For hops, and PROXY protocol headers, are believed. Unset: any peer."`
+	TrustedProxies               []netip.Prefix    `key:"trusted_proxies" form:"prefixes" status:"acts" narrows:"true" doc:"Networks (CIDR or address) whose X-Forwarded-For hops, and PROXY protocol headers, are believed. Unset: any peer."`
 	UseProxyProtocol             bool              `key:"use_proxy_protocol" status:"acts" doc:"Require a PROXY protocol v1 or v2 header on TCP listeners."`
-	CodecType                    string            `key:"codec_type" default:"auto" enum:"unknown|auto|http1|http2|http3" status:"acts" doc:"HTTP versions offered to clients. http3 (QUIC) is understood but not yet served; auto is used instead."`
+	CodecType                    string            `key:"codec_type" default:"auto" enum:"auto|http1|http2|http3" status:"acts" doc:"HTTP versions offered to clients. http3 (QUIC) is understood but not yet served; auto is used instead."`
 	HTTP3AdvertisePort           uint32            `key:"http3_advertise_port" status:"accepted" doc:"Port named in the alt-svc header for HTTP/3; the port of address if unset."`
 	Engine                       string            `key:"engine" default:"auto" enum:"auto|fast|reference" status:"accepted" doc:"Which HTTP engine serves requests. reference is built on net/http; auto picks."`
 }

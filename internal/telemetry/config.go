@@ -9,8 +9,8 @@ type Config struct {
 	LogLevel      string `key:"log_level" default:"info" form:"exact" enum:"trace|debug|info|warn|warning|error|critical|fatal|panic|off|none|disabled" status:"acts" doc:"Least level that is logged; lower case."`
 	ProxyLogLevel string `key:"proxy_log_level" form:"exact" enum:"|trace|debug|info|warn|warning|error|critical|fatal|panic|off|none|disabled" status:"acts" doc:"Least level of the data plane; log_level if unset. Access logs vanish above info."`
 	// nil: the default fields; empty: none.
-	AccessLogFields    *[]string `key:"access_log_fields" status:"acts" doc:"Fields of the access log, with headers.<Name> for request headers."`
-	AuthorizeLogFields *[]string `key:"authorize_log_fields" status:"acts" doc:"Fields of the authorize log, with headers.<Name> for request headers."`
+	AccessLogFields    []string `key:"access_log_fields" status:"acts" doc:"Fields of the access log, with headers.<Name> for request headers."`
+	AuthorizeLogFields []string `key:"authorize_log_fields" status:"acts" doc:"Fields of the authorize log, with headers.<Name> for request headers."`
 
 	_ struct{} `section:"2.14"`
 
