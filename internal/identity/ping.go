@@ -1,0 +1,4 @@
+package identity
+
+// ping puts the address in the claim mail.
+var ping = vendor{emailFrom: "mail"}
