@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"postern/internal/exchange"
+	"postern/internal/policy"
 	"postern/internal/session"
 )
 
@@ -49,19 +50,17 @@ type Decision struct {
 	// client can follow a browser redirect.
 	Redirect bool
 
-	// Reasons say why, sorted: the allow reasons of an Allow, and of a Deny
-	// those that refused. Policy holds the result they come from.
-	Reasons []string
-	// AllowTrue and DenyTrue are the two halves of the merged policy result,
-	// with the reasons for each, as the authorize log writes them.
-	AllowTrue, DenyTrue       bool
-	AllowReasons, DenyReasons []string
+	// Why are the reasons that the outcome rests on: those of allow for an
+	// Allow, those that refused for a Deny. Policy holds the whole result.
+	Why    policy.Reasons
+	Policy policy.Result
 
 	// DeviceType is what a StepUp asks for ("any", "enclave_only", ...).
 	DeviceType string
-	// Remediation lists what attached policies say to a refused person, in
-	// order. It is filled only on routes with show_error_details.
-	Remediation []Remediation
+	// Details says what each attached policy contributed, for the refusal page
+	// (policy-language.md §10). Filled only where somebody is refused on a
+	// route with show_error_details.
+	Details []policy.Detail
 
 	// Message is a short sentence for the visitor of an Error or a bad
 	// credential, or "". It holds no secret and no internal detail.
@@ -91,10 +90,10 @@ type Decision struct {
 	// Depends is what the decision rested on; streams follow it.
 	Depends Depends
 
-	// lazily signed assertion, see Assertion
+	// what the assertion is made from if anybody asks for it, see Assertion
 	engine *Engine
-	env    *Env
-	key    assertionKey
+	req    *Request
+	who    *who
 }
 
 // Depends names what a Decision rested on. A change of any of it means that
@@ -102,6 +101,7 @@ type Decision struct {
 type Depends struct {
 	SessionID      string // the session or service account of the credential
 	ImpersonatedID string // the session that was evaluated instead, or ""
+	ParentID       string // the browser session that a program's session came from, or ""
 	UserID         string // user and directory record id, or ""
 	RouteID        string
 	Generation     uint64
@@ -109,16 +109,6 @@ type Depends struct {
 	Until time.Time
 	// seq is the state of the change counter before anything was read.
 	seq uint64
-}
-
-// Remediation is what one attached policy contributes to a refusal page
-// (policy-language.md §10).
-type Remediation struct {
-	PolicyID    string
-	Denied      bool // its deny rule matched
-	Allowed     bool // its allow rule matched
-	Explanation string
-	Remediation string
 }
 
 // Carrier is the place in a request where a credential was found.

@@ -1,0 +1,66 @@
+package authz
+
+import (
+	"context"
+	"net/http"
+	"strings"
+	"time"
+
+	"postern/internal/policy"
+)
+
+// NeedsSession reports whether one of Postern's own paths is answered only to
+// somebody who is signed in (policy-language.md §9).
+func NeedsSession(path string) bool {
+	rest, ok := strings.CutPrefix(path, "/.pomerium/")
+	if !ok {
+		return false
+	}
+	switch rest {
+	case "jwt", "user", "webauthn", "routes", "api/v1/routes",
+		"mcp/authorize", "mcp/connect", "mcp/routes", "mcp/routes/disconnect":
+		return true
+	}
+	return false
+}
+
+// judgeInternal answers for Postern's own paths, before any policy: allowed
+// with pomerium-route, or login where a session is needed and missing.
+func (e *Engine) judgeInternal(ctx context.Context, req *Request, now time.Time, d *Decision) {
+	path := req.View.Path()
+	needs := NeedsSession(path)
+	w := anonymous
+	// Endpoints for programs and probes never look at records: they answer
+	// while the store is down.
+	if needs || path == "/.pomerium" || strings.HasPrefix(path, "/.pomerium/") && !stateless(path) {
+		found, ok := e.authenticate(ctx, req, now, d)
+		switch {
+		case ok:
+			w = found
+		case needs:
+			return
+		default:
+			// An open page without its data shows nobody.
+			seq, gen, route := d.Depends.seq, d.Depends.Generation, d.Depends.RouteID
+			*d = Decision{Caller: anonymous.caller, who: anonymous, engine: e, req: req, Strip: d.Strip}
+			d.Depends.seq, d.Depends.Generation, d.Depends.RouteID = seq, gen, route
+		}
+	}
+	if needs && w == anonymous {
+		d.Policy.Allow.Reasons = policy.ReasonsOf(policy.ReasonUserUnauthenticated)
+		d.choose(req, req.Env.settings(nil), nil)
+		return
+	}
+	d.Outcome, d.Status = Allow, http.StatusOK
+	d.Policy.Allow = policy.Answer{Value: true, Reasons: policy.ReasonsOf(policy.ReasonPomeriumRoute)}
+	d.Why = d.Policy.Allow.Reasons
+}
+
+// stateless reports whether a page below /.pomerium is the same for everybody.
+func stateless(path string) bool {
+	switch strings.TrimPrefix(path, "/.pomerium/") {
+	case "index.js", "index.css", "callback/", "api/v1/login", "verify-access-token", "verify-identity-token":
+		return true
+	}
+	return strings.HasPrefix(path, "/.pomerium/favicon") || path == "/.pomerium/apple-touch-icon.png"
+}
