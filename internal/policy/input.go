@@ -52,6 +52,10 @@ type Input struct {
 	// Record finds an external record by type for the foreign key configured
 	// for that type; ok is false if there is none.
 	Record func(typ string) (data map[string]any, ok bool)
+	// RecordIdentity tells whether the records of a type are found by the
+	// person (foreign key user.id, the default, or user.email), so that they
+	// need a session. nil: all are.
+	RecordIdentity func(typ string) bool
 }
 
 // CertificateState tells how invalid_client_certificate answers.
