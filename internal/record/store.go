@@ -50,7 +50,8 @@ type Query struct {
 	// Text keeps records whose id or any string inside Data contains it,
 	// ignoring case.
 	Text string
-	// Match keeps records for which it returns true. It sees clear data.
+	// Match keeps records for which it returns true. It sees clear data, and
+	// must not call the store.
 	Match func(*Record) bool
 	// Offset and Limit cut a page out of what remains; Limit 0 means all.
 	Offset, Limit int
@@ -92,7 +93,9 @@ func (v Versions) CheckClock(now time.Time) error {
 }
 
 // Writer changes records. Each call is atomic: all of it or, on error,
-// nothing. Every written or deleted record gets the next global version.
+// nothing; only an error that wraps ErrUnavailable leaves open whether the
+// write took place. Every written or deleted record gets the next global
+// version.
 type Writer interface {
 	// Put writes records whatever was there before, and returns them with
 	// their new versions, in order. A record whose DeletedAt is set is

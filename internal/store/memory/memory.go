@@ -78,6 +78,8 @@ func (t *table) Get(id string) (*record.Record, error) { return t.byID[id], nil 
 func (t *table) Put(old, next *record.Record) error {
 	t.unlink(old)
 	t.byID[next.ID] = next
+	t.living.trim()
+	t.dead.trim()
 	if next.Deleted() {
 		t.dead.add(next)
 		return nil
@@ -94,6 +96,8 @@ func (t *table) Put(old, next *record.Record) error {
 func (t *table) Drop(rec *record.Record) error {
 	t.unlink(rec)
 	delete(t.byID, rec.ID)
+	t.living.trim()
+	t.dead.trim()
 	return nil
 }
 
@@ -110,7 +114,7 @@ func (t *table) unlink(old *record.Record) {
 	for name, value := range old.Index {
 		k := indexKey{name, value}
 		recs := t.index[k]
-		if i := slices.Index(recs, old); i >= 0 {
+		if i := sort.Search(len(recs), func(i int) bool { return recs[i].Version >= old.Version }); i < len(recs) && recs[i] == old {
 			recs = slices.Delete(recs, i, i+1)
 		}
 		if len(recs) == 0 {
@@ -161,6 +165,16 @@ func (o *order) add(rec *record.Record) {
 		o.recs, o.stale = kept, 0
 	}
 	o.recs = append(o.recs, rec)
+}
+
+// trim drops stale entries at the old end, where capacity and expiry remove,
+// so that they need not walk over what they removed before.
+func (o *order) trim() {
+	for len(o.recs) > 0 && !o.current(o.recs[0]) {
+		o.recs[0] = nil
+		o.recs = o.recs[1:]
+		o.stale--
+	}
 }
 
 func (o *order) ascend(after uint64, yield func(*record.Record) bool) {
