@@ -87,6 +87,10 @@ type Decision struct {
 	// without cookies, credentials, identity or body.
 	Bare bool
 
+	// Preflight says that this Deny is a CORS preflight to an MCP server route,
+	// answered 204 without upstream (wire-contract.md §9).
+	Preflight bool
+
 	// Depends is what the decision rested on; streams follow it.
 	Depends Depends
 

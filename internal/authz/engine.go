@@ -18,7 +18,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"net/url"
 	"runtime/debug"
 	"strings"
 	"sync"
@@ -66,6 +65,7 @@ type Engine struct {
 	groups    record.Lookup[session.DirectoryGroup]
 	store     record.Reader
 	devices   func(context.Context, *session.Caller) ([]policy.Device, error)
+	external  func(*policy.Input) // adds external records to the input; nil: none
 	touched   func(*session.Caller)
 	now       func() time.Time
 	logger    *slog.Logger
@@ -77,6 +77,8 @@ type Engine struct {
 	groupsEpoch atomic.Uint64
 	streams     streams
 	cancel      []func()
+	// probes say whether a record type can be read now, by one attempt.
+	probes []func(context.Context) error
 }
 
 // New makes an engine and subscribes it to changes. Run must run for streams
@@ -110,7 +112,22 @@ func New(s Sources) (*Engine, error) {
 			e.changes.Add(1)
 		}),
 	}
+	e.probes = []func(context.Context) error{
+		probe(s.Sessions), probe(s.ServiceAccounts), probe(s.Users), probe(s.DirectoryUsers), probe(s.DirectoryGroups),
+	}
 	return e, nil
+}
+
+// probe asks for a record that does not exist: a fresh copy or a reachable
+// store says so.
+func probe[T any](in record.Lookup[T]) func(context.Context) error {
+	return func(ctx context.Context) error {
+		if in.Ready() == nil {
+			return nil
+		}
+		_, err := entry(ctx, in, "the records", "postern-probe", 0)
+		return err
+	}
 }
 
 // Close ends the subscriptions. Open streams are not cut.
@@ -202,6 +219,12 @@ func (e *Engine) judge(ctx context.Context, req *Request, now time.Time) (d Deci
 		return failed(http.StatusInternalServerError, fmt.Errorf("route %s is not of this generation", req.Route.ID))
 	}
 
+	if req.Route.MCPServer && req.View.Method() == http.MethodOptions {
+		// Answered without upstream and before any policy (policy-language.md
+		// §9). It is no Allow, so that nothing is ever forwarded by mistake.
+		d.Status, d.Preflight = http.StatusNoContent, true
+		return d
+	}
 	w, ok := e.authenticate(ctx, req, now, &d)
 	if !ok {
 		return d
@@ -212,10 +235,11 @@ func (e *Engine) judge(ctx context.Context, req *Request, now time.Time) (d Deci
 		scratchPool.Put(s)
 	}()
 	s.view = req.View
-	if err := fillInput(&s.in, req, w, now); err != nil {
-		return failed(http.StatusInternalServerError, err)
-	}
+	fillInput(&s.in, req, w, now)
 	s.in.Header = s.header
+	if e.external != nil {
+		e.external(&s.in)
+	}
 	set.set.Evaluate(&s.in, &d.Policy)
 	d.choose(req, set, &s.in)
 	if d.Outcome != Allow {
@@ -299,7 +323,7 @@ func openCredential(req *Request) Credential {
 func (d *Decision) choose(req *Request, set *routeSettings, in *policy.Input) {
 	client := policy.Client{
 		MCPRoute: req.Route != nil && req.Route.MCPServer,
-		MCPCall:  req.MCP != nil && req.Route != nil && req.Route.MCPServer,
+		MCPCall:  req.MCP != nil,
 		Robots:   req.View.Path() == "/robots.txt",
 	}
 	c := policy.Choose(&d.Policy, client)
@@ -341,14 +365,14 @@ func follows(v exchange.View) bool {
 }
 
 // fillInput describes the request to the policy.
-func fillInput(in *policy.Input, req *Request, w *who, now time.Time) error {
+func fillInput(in *policy.Input, req *Request, w *who, now time.Time) {
 	v := req.View
 	peer := v.Peer()
 	in.Now = now
 	in.Method = v.Method()
 	in.Host = v.Authority()
 	in.RawPath = v.Path()
-	in.Path = decodeOnce(in.RawPath)
+	in.Path = policy.DecodePath(in.RawPath)
 	in.RawQuery = v.RawQuery()
 	if peer != nil {
 		in.ClientIP = peer.ClientIP
@@ -368,24 +392,10 @@ func fillInput(in *policy.Input, req *Request, w *who, now time.Time) error {
 	}
 	in.MCP = req.MCP
 	if w == anonymous {
-		return nil
+		return
 	}
 	in.HasSession = true
 	in.SessionID, in.UserID, in.Email = w.id, w.userID, w.email
 	in.Claims, in.Groups, in.HasDirectory = w.claims, w.groups, w.directory != nil
 	in.Devices = w.devices
-	return nil
-}
-
-// decodeOnce percent-decodes a path; one that cannot be decoded is empty
-// (policy-language.md §7, http_path).
-func decodeOnce(path string) string {
-	if strings.IndexByte(path, '%') < 0 {
-		return path
-	}
-	p, err := url.PathUnescape(path)
-	if err != nil {
-		return ""
-	}
-	return p
 }

@@ -9,26 +9,11 @@ import (
 	"postern/internal/policy"
 )
 
-// NeedsSession reports whether one of Postern's own paths is answered only to
-// somebody who is signed in (policy-language.md §9).
-func NeedsSession(path string) bool {
-	rest, ok := strings.CutPrefix(path, "/.pomerium/")
-	if !ok {
-		return false
-	}
-	switch rest {
-	case "jwt", "user", "webauthn", "routes", "api/v1/routes",
-		"mcp/authorize", "mcp/connect", "mcp/routes", "mcp/routes/disconnect":
-		return true
-	}
-	return false
-}
-
 // judgeInternal answers for Postern's own paths, before any policy: allowed
 // with pomerium-route, or login where a session is needed and missing.
 func (e *Engine) judgeInternal(ctx context.Context, req *Request, now time.Time, d *Decision) {
 	path := req.View.Path()
-	needs := NeedsSession(path)
+	_, needs := policy.InternalPath(path)
 	w := anonymous
 	// Endpoints for programs and probes never look at records: they answer
 	// while the store is down.
@@ -47,7 +32,7 @@ func (e *Engine) judgeInternal(ctx context.Context, req *Request, now time.Time,
 		}
 	}
 	if needs && w == anonymous {
-		d.Policy.Allow.Reasons = policy.ReasonsOf(policy.ReasonUserUnauthenticated)
+		d.Policy.Allow.Reasons = policy.ReasonsOf(policy.ReasonPomeriumRoute, policy.ReasonUserUnauthenticated)
 		d.choose(req, req.Env.settings(nil), nil)
 		return
 	}

@@ -2,6 +2,7 @@ package authz
 
 import (
 	"context"
+	"log/slog"
 	"net/http"
 	"sync"
 	"time"
@@ -338,12 +339,49 @@ func (e *Engine) Run(ctx context.Context) error {
 		}
 		now := e.now()
 		e.streams.expire(now)
-		if ready := e.Ready() == nil; !ready || now.Sub(swept) >= sweepEvery {
-			// While stale, every second: whoever can still be read through
-			// stays, whoever cannot is cut.
+		switch {
+		case e.Ready() != nil:
+			// Whoever can still be read through is decided that way; where
+			// that fails too, nobody can be shown to be allowed any more.
+			if err := e.readable(ctx); err != nil {
+				e.logger.LogAttrs(ctx, slog.LevelError, "open streams cannot be decided again and are cut", slog.Any("error", err))
+				e.streams.cutPersonal(CutUndecided)
+				continue
+			}
+			swept = now
+			e.streams.again()
+		case now.Sub(swept) >= sweepEvery:
 			swept = now
 			e.streams.again()
 		}
+	}
+}
+
+// readable tries each record type whose copy is not fresh.
+func (e *Engine) readable(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, redecideTime)
+	defer cancel()
+	for _, p := range e.probes {
+		if err := p(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// cutPersonal cuts every stream that rests on records, without asking.
+func (s *streams) cutPersonal(reason string) {
+	var cut []*Stream
+	s.mu.Lock()
+	for st := range s.all {
+		if st.depends.SessionID != "" {
+			s.forget(st)
+			cut = append(cut, st)
+		}
+	}
+	s.mu.Unlock()
+	for _, st := range cut {
+		st.cut(reason)
 	}
 }
 
