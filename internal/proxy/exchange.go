@@ -1,0 +1,271 @@
+package proxy
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync/atomic"
+
+	"postern/internal/exchange"
+)
+
+// response drives an http.ResponseWriter as an exchange.Exchange: the way back
+// of the reference codecs, HTTP/1.1 and HTTP/2.
+type response struct {
+	w    http.ResponseWriter
+	r    *http.Request
+	rc   *http.ResponseController
+	body *requestBody // nil: none
+
+	begun    bool
+	tunneled bool
+	aborted  error
+	status   int
+	size     atomic.Int64 // response body bytes
+	active   func()       // called when bytes move, if not nil
+}
+
+func newResponse(w http.ResponseWriter, r *http.Request) *response {
+	x := &response{w: w, r: r, rc: http.NewResponseController(w)}
+	if r.Body != nil && r.Body != http.NoBody && !(r.Method == http.MethodConnect && r.ProtoMajor == 1) {
+		x.body = &requestBody{x: x}
+	}
+	return x
+}
+
+// requestBody is the client's body. It remembers how reading it ended, which
+// tells a client that was too slow from an upstream that failed.
+type requestBody struct {
+	x     *response
+	ended func() // called once at the end of the body, if not nil
+	err   error
+	hide  func(name string) bool // trailers that must not pass
+}
+
+func (b *requestBody) Read(p []byte) (int, error) {
+	n, err := b.x.r.Body.Read(p)
+	if n > 0 && b.x.active != nil {
+		b.x.active()
+	}
+	if err != nil && b.err == nil {
+		b.err = err
+		if err == io.EOF && b.ended != nil {
+			b.ended()
+		}
+	}
+	return n, err
+}
+
+func (b *requestBody) Trailers() iter.Seq2[string, string] {
+	return func(yield func(string, string) bool) {
+		for name, values := range b.x.r.Trailer {
+			if b.hide != nil && b.hide(name) {
+				continue
+			}
+			for _, value := range values {
+				if !yield(name, value) {
+					return
+				}
+			}
+		}
+	}
+}
+
+func (x *response) Body() exchange.BodySource {
+	if x.body == nil {
+		return nil
+	}
+	return x.body
+}
+
+// Inform sends a 1xx response. Its fields are its own: none of them may stay
+// in the final head.
+func (x *response) Inform(status int, h exchange.HeaderSeq) error {
+	if x.begun || status < 100 || status > 199 || status == http.StatusSwitchingProtocols {
+		return fmt.Errorf("cannot send an informational response %d here", status)
+	}
+	header := x.w.Header()
+	saved := header.Clone()
+	clear(header)
+	if h != nil {
+		for name, value := range h {
+			if !connectionField(name) {
+				header.Add(name, value)
+			}
+		}
+	}
+	x.w.WriteHeader(status)
+	clear(header)
+	for name, values := range saved {
+		header[name] = values
+	}
+	return nil
+}
+
+func (x *response) Begin(status int, h exchange.HeaderSeq, size int64) error {
+	if x.begun {
+		return errors.New("the response has begun already")
+	}
+	if status < 200 || status > 999 {
+		return fmt.Errorf("status %d cannot begin a response", status)
+	}
+	x.begun, x.status = true, status
+	header := x.w.Header()
+	typed := false
+	if h != nil {
+		for name, value := range h {
+			if connectionField(name) {
+				continue
+			}
+			typed = typed || strings.EqualFold(name, "Content-Type")
+			header[http.CanonicalHeaderKey(name)] = append(header[http.CanonicalHeaderKey(name)], value)
+		}
+	}
+	if !typed && header["Content-Type"] == nil {
+		header["Content-Type"] = nil // net/http must not guess
+	}
+	switch {
+	case x.r.Method == http.MethodHead, status == http.StatusNotModified:
+		// Content-Length describes what a GET would get; it stays as it came.
+	case status == http.StatusNoContent:
+		delete(header, "Content-Length")
+	case size >= 0:
+		header["Content-Length"] = []string{strconv.FormatInt(size, 10)}
+	default:
+		delete(header, "Content-Length")
+	}
+	x.w.WriteHeader(status)
+	return nil
+}
+
+// connectionField reports whether a response field belongs to the connection
+// it came on (RFC 9110 §7.6.1).
+func connectionField(name string) bool {
+	switch len(name) {
+	case 7:
+		return strings.EqualFold(name, "Upgrade")
+	case 10:
+		return strings.EqualFold(name, "Connection") || strings.EqualFold(name, "Keep-Alive")
+	case 16:
+		return strings.EqualFold(name, "Proxy-Connection")
+	case 17:
+		return strings.EqualFold(name, "Transfer-Encoding")
+	}
+	return false
+}
+
+func (x *response) Write(p []byte) (int, error) {
+	n, err := x.w.Write(p)
+	x.size.Add(int64(n))
+	if n > 0 && x.active != nil {
+		x.active()
+	}
+	return n, err
+}
+
+func (x *response) Flush() error { return x.rc.Flush() }
+
+// Finish ends the response. Trailers need no announcement: net/http sends
+// those under TrailerPrefix where the framing allows any.
+func (x *response) Finish(trailers exchange.HeaderSeq) error {
+	if trailers != nil {
+		header := x.w.Header()
+		for name, value := range trailers {
+			if !connectionField(name) {
+				header.Add(http.TrailerPrefix+name, value)
+			}
+		}
+	}
+	return nil
+}
+
+// Abort marks the exchange as broken; the handler then ends it so that the
+// client sees it: connection closed, or stream reset.
+func (x *response) Abort(err error) {
+	if x.aborted == nil {
+		if err == nil {
+			err = errors.New("aborted")
+		}
+		x.aborted = err
+	}
+}
+
+// Tunnel sends a 101 head over HTTP/1.1 and hands over the connection.
+func (x *response) Tunnel(status int, h exchange.HeaderSeq) (net.Conn, error) {
+	if x.begun {
+		return nil, errors.New("the response has begun already")
+	}
+	if x.r.ProtoMajor != 1 {
+		return nil, errors.New("this HTTP version has no connection to hand over")
+	}
+	conn, buffered, err := x.rc.Hijack()
+	if err != nil {
+		return nil, fmt.Errorf("take over the client connection: %w", err)
+	}
+	x.begun, x.tunneled, x.status = true, true, status
+	var head strings.Builder
+	fmt.Fprintf(&head, "HTTP/1.1 %d %s\r\n", status, http.StatusText(status))
+	if h != nil {
+		for name, value := range h {
+			if strings.EqualFold(name, "Content-Length") || strings.EqualFold(name, "Transfer-Encoding") ||
+				!validHeaderValue(value) || strings.ContainsAny(name, ": \r\n") {
+				continue // a tunnel has neither body nor length
+			}
+			head.WriteString(name + ": " + value + "\r\n")
+		}
+	}
+	head.WriteString("\r\n")
+	if _, err := io.WriteString(conn, head.String()); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return &tunnelConn{Conn: conn, buffered: buffered.Reader, x: x}, nil
+}
+
+// tunnelConn is the client connection of a tunnel: first what net/http has read
+// of it, then the connection itself.
+type tunnelConn struct {
+	net.Conn
+	buffered *bufio.Reader // nil once empty
+	x        *response
+}
+
+func (c *tunnelConn) Read(p []byte) (n int, err error) {
+	if c.buffered != nil {
+		if k := c.buffered.Buffered(); k > 0 {
+			n, err = c.buffered.Read(p[:min(k, len(p))])
+		} else {
+			c.buffered = nil
+		}
+	}
+	if n == 0 && err == nil {
+		n, err = c.Conn.Read(p)
+	}
+	if n > 0 && c.x.active != nil {
+		c.x.active()
+	}
+	return n, err
+}
+
+func (c *tunnelConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	c.x.size.Add(int64(n))
+	if n > 0 && c.x.active != nil {
+		c.x.active()
+	}
+	return n, err
+}
+
+// CloseWrite ends our direction where the connection can.
+func (c *tunnelConn) CloseWrite() error {
+	if cw, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return cw.CloseWrite()
+	}
+	return nil
+}

@@ -1,0 +1,207 @@
+package proxy
+
+import (
+	"context"
+	"crypto/x509"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"postern/internal/authz"
+	"postern/internal/exchange"
+	"postern/internal/pages"
+	"postern/internal/route"
+	"postern/internal/session"
+	"postern/internal/telemetry"
+)
+
+// Authorizer decides requests. *authz.Engine is one.
+type Authorizer interface {
+	Decide(ctx context.Context, req *authz.Request) authz.Decision
+}
+
+// Streams follows open streams and cuts those that may not go on.
+// *authz.Engine is one.
+type Streams interface {
+	Follow(req *authz.Request, d *authz.Decision, cut func(reason string)) *authz.Stream
+	CloseStream(*authz.Stream)
+}
+
+// Upstream sends one allowed request up and drives its exchange: Begin, Write,
+// Finish, or Tunnel. It returns nil if the exchange ended well. If it returns
+// an error before Begin, the door answers; after Begin, the exchange is
+// aborted.
+type Upstream interface {
+	RoundTrip(ctx context.Context, edits *exchange.HeaderEdits, v exchange.View, x exchange.Exchange) error
+}
+
+// RouteHook lets a protocol built on HTTP (MCP) look into a request before it
+// is decided and into the response before it begins (decision 1).
+type RouteHook interface {
+	// BeforeDecide may read the body and fill req.MCP. The body that it
+	// returns goes upstream. An error is answered with 400 and its text.
+	BeforeDecide(ctx context.Context, req *authz.Request, body exchange.BodySource) (exchange.BodySource, error)
+	// OnResponse may change status and fields of the response head.
+	OnResponse(ctx context.Context, req *authz.Request, status int, h []exchange.Field) (int, []exchange.Field)
+}
+
+// Endpoint is one of Postern's own pages.
+type Endpoint struct {
+	// Path is the exact canonical path. With Prefix, everything below it too:
+	// Path then ends in "/".
+	Path   string
+	Prefix bool
+	// SignInHostOnly hides the endpoint (404) on other hosts.
+	SignInHostOnly bool
+	// NeedsLogin turns anonymous callers away even if the Authorizer did not.
+	NeedsLogin bool
+	// Handler answers. The caller is never nil; r.Host and r.URL are canonical.
+	Handler func(w http.ResponseWriter, r *http.Request, c *session.Caller)
+}
+
+// Endpoints finds an own page by path.
+type Endpoints struct {
+	exact    map[string]*Endpoint
+	prefixes []*Endpoint // longest first
+}
+
+// NewEndpoints makes the list of own pages. /ping, /healthz and the sign-in
+// host's /robots.txt are the door's own and need not be listed.
+func NewEndpoints(list ...Endpoint) *Endpoints {
+	e := &Endpoints{exact: make(map[string]*Endpoint, len(list))}
+	for i := range list {
+		p := &list[i]
+		if !p.Prefix {
+			e.exact[p.Path] = p
+			continue
+		}
+		at := 0
+		for at < len(e.prefixes) && len(e.prefixes[at].Path) >= len(p.Path) {
+			at++
+		}
+		e.prefixes = append(e.prefixes[:at], append([]*Endpoint{p}, e.prefixes[at:]...)...)
+	}
+	return e
+}
+
+func (e *Endpoints) find(path string) *Endpoint {
+	if e == nil {
+		return nil
+	}
+	if p := e.exact[path]; p != nil {
+		return p
+	}
+	for _, p := range e.prefixes {
+		if strings.HasPrefix(path, p.Path) {
+			return p
+		}
+	}
+	return nil
+}
+
+// Generation is everything that requests are served from. It is immutable; a
+// change of configuration makes a new one.
+type Generation struct {
+	Table     *route.Table
+	Targets   []*Target // by route slot
+	Settings  *Settings
+	Endpoints *Endpoints
+
+	Authorizer Authorizer
+	Env        *authz.Env
+	Streams    Streams // nil: streams are not followed
+
+	// SignInURL is where a browser that must sign in is sent; StepUpURL where
+	// it proves its device. Nil, or an error, answers 401 instead.
+	SignInURL func(v exchange.View, rt *route.Route) (string, error)
+	StepUpURL func(v exchange.View, rt *route.Route, deviceType string) (string, error)
+
+	// Pages renders errors; required.
+	Pages *pages.Renderer
+	// Decorate adds links and names to an error page; d is nil where nothing
+	// was decided. It may be nil.
+	Decorate func(p *pages.ErrorPage, v exchange.View, rt *route.Route, d *authz.Decision)
+
+	// ClientCertificate judges the presented chain for a route (nil: none).
+	// It is asked for each request, so that a connection outlives no CA. Nil
+	// means that no client CA is configured.
+	ClientCertificate func(chain []*x509.Certificate, rt *route.Route) exchange.CertificateState
+
+	// AccessLog is given each request once it is over. It may be nil.
+	AccessLog func(*telemetry.AccessEntry)
+	Metrics   *telemetry.Metrics
+	Log       *slog.Logger
+}
+
+// Target is what the door does with the requests of one route.
+type Target struct {
+	Route    *route.Route
+	Upstream Upstream
+	Hook     RouteHook
+
+	redirect  *Redirect
+	fixed     *Response
+	request   requestRules
+	response  *ResponseRules
+	rewriting rewriting
+	upgrades  map[string]bool
+
+	timeout     time.Duration
+	timeoutKey  string
+	idleTimeout time.Duration
+}
+
+// TargetOptions is what a Target needs besides the keys of its route.
+type TargetOptions struct {
+	// Upstream is required unless the route redirects or responds by itself.
+	Upstream Upstream
+	// FirstTo is the route's first destination; its path is an implicit
+	// prefix_rewrite.
+	FirstTo *url.URL
+	// PassIdentityHeaders is the global value; the route's own wins.
+	PassIdentityHeaders bool
+	// ClaimHeaders are the names of jwt_claims_headers: on a route that does
+	// not pass identity they are withheld from the upstream, whoever set them.
+	ClaimHeaders []string
+	Hook         RouteHook
+}
+
+// NewTarget compiles the keys of one route. c.Resolved must be filled.
+func NewTarget(rt *route.Route, c RouteConfig, o TargetOptions) (*Target, error) {
+	t := &Target{
+		Route: rt, Upstream: o.Upstream, Hook: o.Hook,
+		redirect: c.Redirect, fixed: c.Response,
+		timeout: c.Resolved.Timeout, timeoutKey: "default_upstream_timeout",
+		idleTimeout: c.Resolved.IdleTimeout,
+		upgrades:    map[string]bool{},
+	}
+	if c.Timeout != nil {
+		t.timeoutKey = "timeout"
+	}
+	for _, u := range c.Resolved.Upgrades {
+		t.upgrades[strings.ToLower(u)] = true
+	}
+	pass := o.PassIdentityHeaders
+	if rt.PassIdentityHeaders != nil {
+		pass = *rt.PassIdentityHeaders
+	}
+	var withhold []string
+	if !pass {
+		withhold = append([]string{authz.HeaderAssertion, authz.HeaderAssertionFor}, plainNames(o.ClaimHeaders)...)
+	}
+	var err error
+	if t.request, err = newRequestRules(c.SetRequestHeaders, c.RemoveRequestHeaders, withhold); err != nil {
+		return nil, err
+	}
+	if t.response, err = NewResponseRules(c.Resolved.ResponseHeaders, c.RewriteResponseHeaders); err != nil {
+		return nil, err
+	}
+	toPath := ""
+	if o.FirstTo != nil && o.FirstTo.Scheme != "unix" && o.FirstTo.Scheme != "https+unix" {
+		toPath = o.FirstTo.EscapedPath()
+	}
+	t.rewriting, err = newRewriting(&c, toPath)
+	return t, err
+}
