@@ -1,7 +1,9 @@
 package proxy
 
 import (
+	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 )
 
@@ -113,4 +115,32 @@ type Resolved struct {
 	Upgrades        []string          // Upgrade types let through, lower case
 	Websockets      bool              // Upgrades holds "websocket"
 	ResponseHeaders map[string]string // route headers over global ones
+}
+
+// String spells the redirect out; equal redirects have equal spellings.
+func (r *Redirect) String() string {
+	var b strings.Builder
+	text := func(name string, v *string) {
+		if v != nil {
+			fmt.Fprintf(&b, "%s=%q ", name, *v)
+		}
+	}
+	flag := func(name string, v *bool) {
+		if v != nil {
+			fmt.Fprintf(&b, "%s=%t ", name, *v)
+		}
+	}
+	flag("https", r.HTTPSRedirect)
+	text("scheme", r.SchemeRedirect)
+	text("host", r.HostRedirect)
+	if r.PortRedirect != nil {
+		fmt.Fprintf(&b, "port=%d ", *r.PortRedirect)
+	}
+	text("path", r.PathRedirect)
+	text("prefix", r.PrefixRewrite)
+	if r.ResponseCode != nil {
+		fmt.Fprintf(&b, "code=%d ", *r.ResponseCode)
+	}
+	flag("strip_query", r.StripQuery)
+	return strings.TrimSpace(b.String())
 }

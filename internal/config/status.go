@@ -1,0 +1,119 @@
+package config
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// noteKeys adds what is to be said about keys as such: old names, and the one
+// note that lists the keys which are understood but do not act yet.
+func (d *decoder) noteKeys() {
+	var waiting []string
+	for _, s := range d.cfg.set {
+		if s.key.deprecated != "" {
+			d.problem(LevelLogged, KindDeprecated, s.path, "the key is an old one", "use "+s.key.deprecated)
+		}
+		if s.key.status == "accepted" && !s.key.narrows && s.key.block == nil && !s.same {
+			waiting = append(waiting, generic(s.path))
+		}
+	}
+	if d.isSet("policy") {
+		d.problem(LevelLogged, KindDeprecated, "policy", "the key is an old name", "use routes")
+	}
+	waiting = append(waiting, d.cfg.waitingValues()...)
+	if len(waiting) == 0 {
+		return
+	}
+	waiting = slices.Compact(sorted(waiting))
+	d.add(Problem{
+		File: firstOrNone(d.cfg.sources), Level: LevelWarning, Kind: KindAccepted,
+		Message: "these settings are understood but have no effect yet: " + strings.Join(waiting, ", "),
+		Hint:    "nothing needs to be done unless you rely on them",
+	})
+}
+
+func firstOrNone(names []string) string {
+	if len(names) == 0 {
+		return ""
+	}
+	return names[0]
+}
+
+// waitingValues are values without effect of keys that act.
+func (c *Config) waitingValues() []string {
+	var out []string
+	if c.Proxy.CodecType == "http3" {
+		out = append(out, "codec_type: http3")
+	}
+	for _, r := range c.Routes {
+		if p := r.Upstream.LoadBalancingPolicy; p != "" && p != "ROUND_ROBIN" {
+			out = append(out, "routes[].load_balancing_policy: "+p)
+		}
+	}
+	return out
+}
+
+// generic replaces indexes: routes[3].mcp becomes routes[].mcp.
+func generic(path string) string {
+	var b strings.Builder
+	in := false
+	for _, c := range path {
+		switch {
+		case c == '[':
+			in = true
+			b.WriteString("[")
+		case c == ']':
+			in = false
+			b.WriteString("]")
+		case !in:
+			b.WriteRune(c)
+		}
+	}
+	return strings.Replace(b.String(), "policy[].", "routes[].", 1)
+}
+
+// Narrowing lists the settings that would narrow access and do not act yet.
+// The start stops for each, rather than open what the operator closed.
+func Narrowing(c *Config) []Problem {
+	var out []Problem
+	for _, s := range c.set {
+		if !s.key.narrows || s.key.status != "accepted" || s.key.block != nil || s.same {
+			continue
+		}
+		out = append(out, Problem{
+			File: s.at.file, Line: s.at.line, Column: s.at.column, Path: s.path, Kind: KindNarrowing,
+			Message: "this setting restricts access and does not act yet",
+			Hint:    "starting without it would admit more than you asked for: remove it, and restrict by policy",
+		})
+	}
+	return out
+}
+
+// StartProblems lists everything that stops a start although the document is
+// in order: settings that narrow access and do not act yet, services and
+// storage that are not there yet, and files that a service will miss.
+func (c *Config) StartProblems() []Problem {
+	out := append([]Problem{}, c.start...)
+	out = append(out, Narrowing(c)...)
+	stop := func(path, message, hint string) {
+		p := Problem{Path: path, Message: message, Hint: hint, Kind: KindAccepted}
+		for _, s := range c.set {
+			if s.path == path {
+				p.File, p.Line, p.Column = s.at.file, s.at.line, s.at.column
+			}
+		}
+		out = append(out, p)
+	}
+	if !c.Services.All() {
+		stop("services", fmt.Sprintf("running only %s is not possible yet", strings.Join(c.Services.Services, ", ")), "use services: all")
+	}
+	if c.Store.Type == "postgres" {
+		stop("databroker_storage_type", "postgres is not possible yet", "use file or memory")
+	}
+	if c.Services.ZeroToken != "" {
+		stop("pomerium_zero_token", "there is no managed mode", "remove the token and configure routes here")
+	}
+	sortProblems(out, c.sources)
+	return out
+}
