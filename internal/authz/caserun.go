@@ -65,6 +65,7 @@ func (r Cases) Evaluate(c *policytest.Case) (policytest.Answer, error) {
 		return policytest.Answer{}, err
 	}
 	defer engine.Close()
+	engine.explain = c.Settings.Route.ShowErrorDetails
 	engine.external = func(x *policy.Input) { x.Record, x.RecordIdentity = in.Record, in.RecordIdentity }
 	mtls := c.Settings.DownstreamMTLS
 	env, err := NewEnv(Options{

@@ -65,6 +65,7 @@ type Engine struct {
 	groups    record.Lookup[session.DirectoryGroup]
 	store     record.Reader
 	devices   func(context.Context, *session.Caller) ([]policy.Device, error)
+	explain   bool                // details of every decision, for test cases
 	external  func(*policy.Input) // adds external records to the input; nil: none
 	touched   func(*session.Caller)
 	now       func() time.Time
@@ -209,7 +210,7 @@ func (e *Engine) judge(ctx context.Context, req *Request, now time.Time) (d Deci
 		return d
 	case req.Route == nil:
 		d.Policy.Allow.Reasons = policy.ReasonsOf(policy.ReasonRouteNotFound)
-		d.choose(req, set, nil)
+		d.choose(req)
 		return d
 	case req.Route.AuthorizationOff:
 		d.Outcome, d.Status = Allow, http.StatusOK
@@ -241,7 +242,10 @@ func (e *Engine) judge(ctx context.Context, req *Request, now time.Time) (d Deci
 		e.external(&s.in)
 	}
 	set.set.Evaluate(&s.in, &d.Policy)
-	d.choose(req, set, &s.in)
+	d.choose(req)
+	if d.Outcome != Allow && req.Route.ShowErrorDetails || e.explain {
+		d.Details = set.set.Details(&s.in)
+	}
 	if d.Outcome != Allow {
 		return d
 	}
@@ -320,7 +324,7 @@ func openCredential(req *Request) Credential {
 }
 
 // choose turns the policy's result into the outcome (policy-language.md §8).
-func (d *Decision) choose(req *Request, set *routeSettings, in *policy.Input) {
+func (d *Decision) choose(req *Request) {
 	client := policy.Client{
 		MCPRoute: req.Route != nil && req.Route.MCPServer,
 		MCPCall:  req.MCP != nil,
@@ -347,9 +351,6 @@ func (d *Decision) choose(req *Request, set *routeSettings, in *policy.Input) {
 		d.Outcome = Deny
 	}
 	d.Redirect = d.Status == http.StatusFound
-	if d.Outcome == Deny && in != nil && req.Route != nil && req.Route.ShowErrorDetails {
-		d.Details = set.set.Details(in)
-	}
 }
 
 // follows reports whether the client can follow a redirect (wire-contract.md §1.4).

@@ -33,7 +33,7 @@ func (e *Engine) judgeInternal(ctx context.Context, req *Request, now time.Time,
 	}
 	if needs && w == anonymous {
 		d.Policy.Allow.Reasons = policy.ReasonsOf(policy.ReasonPomeriumRoute, policy.ReasonUserUnauthenticated)
-		d.choose(req, req.Env.settings(nil), nil)
+		d.choose(req)
 		return
 	}
 	d.Outcome, d.Status = Allow, http.StatusOK
