@@ -32,8 +32,13 @@ func readJSON(file string, text []byte) (*yaml.Node, *Problem) {
 	}
 	var syntax *json.SyntaxError
 	if errors.As(err, &syntax) {
-		// The decoder counts from its own buffer on some errors; keep to the text.
-		j.seek(min(max(int(syntax.Offset)-1, j.offset), len(text)))
+		// A character that cannot begin a token is reported at its own offset,
+		// one inside a token at the offset after it.
+		if syntax.Offset == j.dec.InputOffset() {
+			j.seek(j.at())
+		} else {
+			j.seek(int(syntax.Offset) - 1)
+		}
 	} else if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		err = errors.New("the text ends too early")
 		j.seek(len(text))
