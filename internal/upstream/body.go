@@ -1,0 +1,213 @@
+package upstream
+
+import (
+	"io"
+	"net/http"
+	"sync"
+	"sync/atomic"
+
+	"postern/internal/exchange"
+)
+
+// copySize is the size of pooled copy buffers.
+const copySize = 32 << 10
+
+var copyBuffers = sync.Pool{New: func() any {
+	b := make([]byte, copySize)
+	return &b
+}}
+
+// requestBody carries a request body to Transport. It reads the client in a
+// goroutine of its own, so that Transport, which waits for its writer, can be
+// stopped at any moment, however long the client is silent.
+type requestBody struct {
+	src      exchange.BodySource
+	expect   bool // wait for 100 (Continue) from upstream before reading
+	trailers http.Header
+	touched  func() // bytes moved
+	ended    func() // whole body read
+
+	parts   chan bodyPart
+	stopped chan struct{}
+	done    chan struct{} // the reading goroutine is gone
+	start   sync.Once
+	stop    sync.Once
+	begun   atomic.Bool
+	n       atomic.Int64
+
+	// Whether the upstream spoke, and said Continue, before we sent the body.
+	spoke, goAhead atomic.Bool
+
+	rest []byte
+	last error
+
+	mu  sync.Mutex
+	err error // of the client
+}
+
+type bodyPart struct {
+	p   []byte
+	err error
+}
+
+func newRequestBody(src exchange.BodySource) *requestBody {
+	return &requestBody{
+		src:     src,
+		parts:   make(chan bodyPart),
+		stopped: make(chan struct{}),
+		done:    make(chan struct{}),
+	}
+}
+
+// Read is called by Transport.
+func (b *requestBody) Read(p []byte) (int, error) {
+	if b.expect && !b.goAhead.Load() && b.spoke.Load() {
+		// A final answer came instead of 100 (Continue). Nothing is sent, and
+		// Transport closes the connection behind the answer.
+		<-b.stopped
+		return 0, errBodyStopped
+	}
+	b.begun.Store(true)
+	b.start.Do(func() {
+		if b.src == nil {
+			close(b.done)
+			b.last = io.ErrUnexpectedEOF
+			return
+		}
+		go b.readAll()
+	})
+	for len(b.rest) == 0 {
+		if b.last != nil {
+			return 0, b.last
+		}
+		select {
+		case part := <-b.parts:
+			b.rest, b.last = part.p, part.err
+		case <-b.stopped:
+			return 0, errBodyStopped
+		}
+	}
+	n := copy(p, b.rest)
+	b.rest = b.rest[n:]
+	return n, nil
+}
+
+// readAll reads the client into two buffers in turn: a part is handed over
+// only when the one before it was used up.
+func (b *requestBody) readAll() {
+	defer close(b.done)
+	one, two := copyBuffers.Get().(*[]byte), copyBuffers.Get().(*[]byte)
+	defer func() {
+		// Transport may still copy from a buffer unless it took the last part.
+		select {
+		case <-b.stopped:
+		default:
+			copyBuffers.Put(one)
+			copyBuffers.Put(two)
+		}
+	}()
+	for {
+		n, err := b.src.Read(*one)
+		if n > 0 {
+			b.n.Add(int64(n))
+			b.touched()
+		}
+		if err != nil {
+			if err == io.EOF {
+				b.copyTrailers()
+				b.ended()
+			} else {
+				b.mu.Lock()
+				b.err = err
+				b.mu.Unlock()
+			}
+		}
+		if n > 0 || err != nil {
+			// The copy that err ends with belongs to the part.
+			part := bodyPart{(*one)[:n], err}
+			if err != nil {
+				part.p = append([]byte(nil), part.p...)
+			}
+			select {
+			case b.parts <- part:
+			case <-b.stopped:
+				return
+			}
+		}
+		if err != nil {
+			return
+		}
+		one, two = two, one
+	}
+}
+
+// copyTrailers takes over the announced trailers that came.
+func (b *requestBody) copyTrailers() {
+	if len(b.trailers) == 0 {
+		return
+	}
+	for name, value := range b.src.Trailers() {
+		k := http.CanonicalHeaderKey(name)
+		if _, announced := b.trailers[k]; announced && exchange.IsFieldValue(value) {
+			b.trailers[k] = append(b.trailers[k], value)
+		}
+	}
+}
+
+// clientError is what reading the client failed with, if it did.
+func (b *requestBody) clientError() error {
+	if b == nil {
+		return nil
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.err
+}
+
+func (b *requestBody) bytes() int64 {
+	if b == nil {
+		return 0
+	}
+	return b.n.Load()
+}
+
+// Close is Transport's; the body may yet be sent again elsewhere.
+func (b *requestBody) Close() error { return nil }
+
+// again lets Transport send the body over another connection, as long as
+// nothing of it was read.
+func (b *requestBody) again() (io.ReadCloser, error) {
+	if b.begun.Load() {
+		return nil, errBodyStopped
+	}
+	return b, nil
+}
+
+// finish ends reading. Where the source can be closed, a pending read of the
+// client is interrupted and waited for.
+func (b *requestBody) finish() {
+	if b == nil {
+		return
+	}
+	b.stop.Do(func() { close(b.stopped) })
+	if !b.begun.Load() {
+		return
+	}
+	select {
+	case <-b.done:
+		return
+	default:
+	}
+	if c, ok := b.src.(io.Closer); ok {
+		c.Close()
+		<-b.done
+	}
+}
+
+// finishSoon unblocks whoever waits for the body, without waiting for the
+// client; finish follows.
+func (b *requestBody) finishSoon() {
+	if b != nil {
+		b.stop.Do(func() { close(b.stopped) })
+	}
+}

@@ -1,0 +1,529 @@
+package upstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"postern/internal/exchange"
+)
+
+// Options are what a route says about one exchange.
+type Options struct {
+	// Timeout bounds the wait for the response head, from when the request
+	// was sent whole (timeout, default_upstream_timeout); 0 is no limit.
+	Timeout time.Duration
+	// IdleTimeout cuts an exchange or tunnel in which no byte of a body moves
+	// in either direction (idle_timeout); 0 is no limit.
+	IdleTimeout time.Duration
+	// Upgrades are the protocols a request may upgrade to, in any case:
+	// "websocket", "spdy/3.1".
+	Upgrades []string
+	// OnResponse, if not nil, sees and may change the final response head
+	// before the client does. An error ends the exchange with ErrBadResponse.
+	OnResponse func(*ResponseHead) error
+	// WrapTunnel, if not nil, is given the client's connection after an
+	// upgrade and returns what is copied from and to.
+	WrapTunnel func(io.ReadWriteCloser) io.ReadWriteCloser
+}
+
+// ResponseHead is a response head on its way to the client, without
+// hop-by-hop fields and Content-Length.
+type ResponseHead struct {
+	Status int
+	Fields []exchange.Field
+	// Length is the body's length in bytes, -1 if unknown. For HEAD it is what
+	// the body would have.
+	Length int64
+}
+
+// Get gives the first value of a field, or "".
+func (h *ResponseHead) Get(name string) string {
+	for _, f := range h.Fields {
+		if strings.EqualFold(f.Name, name) {
+			return f.Value
+		}
+	}
+	return ""
+}
+
+// Del removes a field.
+func (h *ResponseHead) Del(name string) {
+	h.Fields = slices.DeleteFunc(h.Fields, func(f exchange.Field) bool { return strings.EqualFold(f.Name, name) })
+}
+
+// Set replaces a field.
+func (h *ResponseHead) Set(name, value string) {
+	h.Del(name)
+	h.Add(name, value)
+}
+
+// Add appends a field.
+func (h *ResponseHead) Add(name, value string) {
+	h.Fields = append(h.Fields, exchange.Field{Name: name, Value: value})
+}
+
+// Result is what came of an exchange, complete also when it failed.
+type Result struct {
+	// Status is what was sent to the client, 0 if nothing was: then the caller
+	// may still answer.
+	Status int
+	// Endpoint is where the request went, as configured.
+	Endpoint string
+	// RequestBytes and ResponseBytes count body bytes that moved.
+	RequestBytes, ResponseBytes int64
+	// Details is the response-code-details of the access log (wire-contract.md §12).
+	Details string
+	// Tunnel says that the exchange became a tunnel.
+	Tunnel bool
+	// Head is how long the response head took, 0 if none came.
+	Head time.Duration
+}
+
+// Began reports whether a response was begun, after which no other can be sent.
+func (r *Result) Began() bool { return r.Status != 0 }
+
+// Causes of cancelling the request's context.
+var (
+	errTimeout = errors.New("timeout")
+	errIdle    = errors.New("idle_timeout")
+	errDone    = errors.New("exchange is over")
+)
+
+// RoundTrip sends a judged request to one of the target's endpoints and the
+// answer to the client, streaming both ways; after an upgrade it carries the
+// tunnel to its end. edits may be nil.
+//
+// The error is nil or an *Error. If the response had begun, the exchange was
+// aborted; if not (Result.Began), the caller answers. Ending ctx cuts the
+// exchange at any stage; its cause is the error's.
+//
+// RoundTrip calls x from its own goroutine, except Inform and, if a limit
+// runs out while a write to the client blocks, Abort. A body that also
+// implements io.Closer must interrupt a pending Read when closed.
+func RoundTrip(ctx context.Context, t *Target, edits *exchange.HeaderEdits, v exchange.View, x exchange.Exchange, o Options) (Result, error) {
+	if t == nil || len(t.endpoints) == 0 {
+		return Result{Details: "no_healthy_upstream"}, &Error{Kind: ErrUnreachable, Detail: "the route has no upstream"}
+	}
+	if edits == nil {
+		edits = &exchange.HeaderEdits{}
+	}
+	e := &trip{t: t, v: v, x: x, o: &o, isHead: v.Method() == http.MethodHead, began: time.Now()}
+	e.ctx, e.cancel = context.WithCancelCause(ctx)
+	defer e.cancel(errDone)
+	interrupted := make(chan struct{})
+	stop := context.AfterFunc(e.ctx, func() {
+		defer close(interrupted)
+		e.interrupt()
+	})
+	err := e.run(edits)
+	e.stopClocks()
+	e.inform.Lock()
+	e.over = true // Transport may still be reading, but x is not its any more
+	e.inform.Unlock()
+	if !stop() {
+		<-interrupted
+	}
+	e.result.RequestBytes = e.body.bytes()
+	if err != nil {
+		err = e.failed(ctx, err)
+	}
+	e.body.finish()
+	return e.result, err
+}
+
+// trip is one exchange under way.
+type trip struct {
+	t      *Target
+	v      exchange.View
+	x      exchange.Exchange
+	o      *Options
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	began  time.Time
+	isHead bool
+
+	ep      *endpoint
+	result  Result
+	moved   atomic.Int64 // when bytes last moved, since began, in ns
+	writing atomic.Bool  // a write to the client may be blocking
+
+	clocks    sync.Mutex // of the clocks and for the assignment of body
+	body      *requestBody
+	headClock *time.Timer
+	idleClock *time.Timer
+	headIn    bool
+
+	inform sync.Mutex
+	over   bool
+}
+
+func (e *trip) run(edits *exchange.HeaderEdits) error {
+	e.startIdleClock()
+	var resp *http.Response
+	var out *outgoing
+	for try := 0; ; try++ {
+		e.ep = e.t.pick(e.ep)
+		e.result.Endpoint = e.ep.name
+		var err error
+		if out, err = newRequest(e.ctx, e.ep, edits, e.v, e.x, e.o); err != nil {
+			return err
+		}
+		e.clocks.Lock()
+		e.body = out.body
+		e.clocks.Unlock()
+		if out.body != nil {
+			out.body.touched, out.body.ended = e.touch, e.startHeadClock
+		} else {
+			e.startHeadClock()
+		}
+		resp, err = e.send(out)
+		if err == nil {
+			break
+		}
+		// Another endpoint may take what this one did not even connect for.
+		var connecting *connectError
+		if try == 0 && !e.t.single && errors.As(err, &connecting) && e.ctx.Err() == nil && (e.body == nil || !e.body.begun.Load()) {
+			continue
+		}
+		return err
+	}
+	e.headArrived()
+	e.result.Head = time.Since(e.began)
+	if resp.StatusCode == http.StatusSwitchingProtocols {
+		return e.tunnel(out, resp)
+	}
+	defer resp.Body.Close()
+	return e.forward(resp)
+}
+
+func (e *trip) send(out *outgoing) (*http.Response, error) {
+	trace := &httptrace.ClientTrace{
+		GotConn: func(info httptrace.GotConnInfo) {
+			if g, ok := info.Conn.(*responseGuard); ok {
+				g.expect(out.req.Method, out.upgrade != "")
+			}
+		},
+		Got1xxResponse: func(status int, h textproto.MIMEHeader) error {
+			e.touch()
+			if status == http.StatusContinue {
+				return nil // the client gets its own when its body is read
+			}
+			e.inform.Lock()
+			defer e.inform.Unlock()
+			if e.over {
+				return errDone
+			}
+			return e.x.Inform(status, exchange.Fields(endToEnd(http.Header(h))))
+		},
+	}
+	if b := out.body; b != nil && b.expect {
+		trace.GotFirstResponseByte = func() { b.spoke.Store(true) }
+		trace.Got100Continue = func() { b.goAhead.Store(true) }
+	}
+	out.req = out.req.WithContext(httptrace.WithClientTrace(e.ctx, trace))
+	if out.upgrade != "" {
+		return e.t.upgrades.RoundTrip(out.req)
+	}
+	return e.t.plain.RoundTrip(out.req)
+}
+
+// forward sends an ordinary response.
+func (e *trip) forward(resp *http.Response) error {
+	head := ResponseHead{Status: resp.StatusCode, Length: resp.ContentLength, Fields: endToEnd(resp.Header)}
+	noBody := e.isHead || head.Status == http.StatusNoContent || head.Status == http.StatusNotModified
+	if noBody && !e.isHead {
+		head.Length = 0
+	}
+	if len(resp.Trailer) > 0 && !noBody {
+		head.Add("Trailer", strings.Join(slices.Sorted(maps.Keys(resp.Trailer)), ", "))
+	}
+	if e.o.OnResponse != nil {
+		if err := e.o.OnResponse(&head); err != nil {
+			return &Error{Kind: ErrBadResponse, Detail: err.Error(), Err: err}
+		}
+	}
+	if err := e.ctx.Err(); err != nil {
+		return err
+	}
+	e.result.Status = head.Status
+	e.result.Details = "via_upstream"
+	e.writing.Store(true)
+	defer e.writing.Store(false)
+	if err := e.x.Begin(head.Status, exchange.Fields(head.Fields), head.Length); err != nil {
+		return &clientError{err}
+	}
+	if noBody {
+		return e.finish(nil)
+	}
+	// Whoever does not know how long a body gets is likely streaming: each
+	// piece goes out at once. Otherwise buffers fill up.
+	streaming := head.Length < 0 || isStream(head.Get("Content-Type"))
+	if streaming {
+		if err := e.x.Flush(); err != nil {
+			return &clientError{err}
+		}
+	}
+	buf := copyBuffers.Get().(*[]byte)
+	defer copyBuffers.Put(buf)
+	for {
+		n, err := resp.Body.Read(*buf)
+		if n > 0 {
+			e.touch()
+			if _, err := e.x.Write((*buf)[:n]); err != nil {
+				return &clientError{err}
+			}
+			if streaming {
+				if err := e.x.Flush(); err != nil {
+					return &clientError{err}
+				}
+			}
+			e.result.ResponseBytes += int64(n)
+			e.touch()
+		}
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return e.finish(resp.Trailer)
+}
+
+func (e *trip) finish(trailer http.Header) error {
+	var fields exchange.HeaderSeq
+	if len(trailer) > 0 {
+		fields = exchange.Fields(endToEnd(trailer))
+	}
+	if err := e.x.Finish(fields); err != nil {
+		return &clientError{err}
+	}
+	return nil
+}
+
+// clientError marks errors of writing to the client.
+type clientError struct{ err error }
+
+func (e *clientError) Error() string { return e.err.Error() }
+func (e *clientError) Unwrap() error { return e.err }
+
+func isStream(contentType string) bool {
+	kind, _, _ := strings.Cut(contentType, ";")
+	kind = strings.ToLower(strings.TrimSpace(kind))
+	return kind == "text/event-stream" || kind == "application/x-ndjson" || strings.HasPrefix(kind, "application/grpc")
+}
+
+// endToEnd lists the fields of a response that go on to the client, in the
+// order of their names.
+func endToEnd(h http.Header) []exchange.Field {
+	named := map[string]bool{}
+	for _, value := range h["Connection"] {
+		for _, name := range strings.Split(value, ",") {
+			named[strings.ToLower(strings.TrimSpace(name))] = true
+		}
+	}
+	fields := make([]exchange.Field, 0, len(h)+2)
+	for _, name := range slices.Sorted(maps.Keys(h)) {
+		if lower := strings.ToLower(name); hopByHop[lower] || named[lower] {
+			continue
+		}
+		for _, value := range h[name] {
+			fields = append(fields, exchange.Field{Name: name, Value: value})
+		}
+	}
+	return fields
+}
+
+// touch notes that bytes moved.
+func (e *trip) touch() { e.moved.Store(int64(time.Since(e.began))) }
+
+// startHeadClock starts the limit on the response head. It is called once the
+// request is out, possibly after the head came.
+func (e *trip) startHeadClock() {
+	e.clocks.Lock()
+	defer e.clocks.Unlock()
+	if e.o.Timeout > 0 && !e.headIn && e.headClock == nil {
+		e.headClock = time.AfterFunc(e.o.Timeout, func() { e.cancel(errTimeout) })
+	}
+}
+
+func (e *trip) headArrived() {
+	e.touch()
+	e.clocks.Lock()
+	defer e.clocks.Unlock()
+	e.headIn = true
+	if e.headClock != nil {
+		e.headClock.Stop()
+	}
+}
+
+// startIdleClock starts the limit on silence. The timer is not reset by each
+// byte; when it fires it looks at when bytes last moved.
+func (e *trip) startIdleClock() { e.setIdle(e.o.IdleTimeout) }
+
+func (e *trip) setIdle(limit time.Duration) {
+	e.clocks.Lock()
+	defer e.clocks.Unlock()
+	if e.idleClock != nil {
+		e.idleClock.Stop()
+		e.idleClock = nil
+	}
+	if limit <= 0 {
+		return
+	}
+	var clock *time.Timer
+	clock = time.AfterFunc(limit, func() {
+		left := limit - (time.Since(e.began) - time.Duration(e.moved.Load()))
+		e.clocks.Lock()
+		mine := e.idleClock == clock
+		if mine && left > 0 {
+			clock.Reset(left)
+		}
+		e.clocks.Unlock()
+		if mine && left <= 0 {
+			e.cancel(errIdle)
+		}
+	})
+	e.idleClock = clock
+}
+
+func (e *trip) stopClocks() {
+	e.clocks.Lock()
+	defer e.clocks.Unlock()
+	e.headIn = true
+	if e.headClock != nil {
+		e.headClock.Stop()
+	}
+	if e.idleClock != nil {
+		e.idleClock.Stop()
+		e.idleClock = nil
+	}
+}
+
+// interrupt runs when the exchange's context ends and unblocks what no
+// context reaches: Transport waiting for the client's body, and our own write
+// to a client that reads nothing.
+func (e *trip) interrupt() {
+	e.clocks.Lock()
+	body := e.body
+	e.clocks.Unlock()
+	body.finishSoon()
+	if e.writing.Load() {
+		e.x.Abort(context.Cause(e.ctx))
+	}
+}
+
+// failed makes an *Error of whatever went wrong, and aborts what had begun.
+func (e *trip) failed(ctx context.Context, err error) error {
+	typed := e.classify(ctx, err)
+	if typed.Endpoint == "" {
+		typed.Endpoint = e.result.Endpoint
+	}
+	e.result.Details = e.details(typed)
+	if e.result.Began() && !e.result.Tunnel {
+		e.x.Abort(typed)
+	}
+	return typed
+}
+
+func (e *trip) classify(ctx context.Context, err error) *Error {
+	var typed *Error
+	if errors.As(err, &typed) {
+		return typed
+	}
+	// What cancelled the context is the cause of whatever else went wrong.
+	switch cause := context.Cause(e.ctx); {
+	case errors.Is(cause, errTimeout):
+		return &Error{Kind: ErrTimeout, Key: "timeout", Err: cause,
+			Detail: fmt.Sprintf("no response head within %v; raise timeout of the route or default_upstream_timeout", e.o.Timeout)}
+	case errors.Is(cause, errIdle):
+		return &Error{Kind: ErrTimeout, Key: "idle_timeout", Err: cause,
+			Detail: fmt.Sprintf("no byte moved for %v; raise idle_timeout of the route", e.o.IdleTimeout)}
+	}
+	if bodyErr := e.body.clientError(); bodyErr != nil {
+		return &Error{Kind: ErrClientGone, Detail: "the request body broke off: " + bodyErr.Error(), Err: bodyErr}
+	}
+	var client *clientError
+	if errors.As(err, &client) {
+		return &Error{Kind: ErrClientGone, Detail: client.Error(), Err: client.err}
+	}
+	if ctx.Err() != nil {
+		cause := context.Cause(ctx)
+		if errors.Is(cause, context.Canceled) {
+			return &Error{Kind: ErrClientGone, Detail: "the client ended the exchange", Err: cause}
+		}
+		return &Error{Kind: ErrCut, Detail: cause.Error(), Err: cause}
+	}
+	var broken *malformed
+	var connecting *connectError
+	switch {
+	case errors.As(err, &broken):
+		return &Error{Kind: ErrBadResponse, Detail: broken.reason, Err: err}
+	case errors.As(err, &connecting) && isTimeout(err):
+		return &Error{Kind: ErrTimeout, Err: err, Detail: fmt.Sprintf("no connection within %v", connectTimeout)}
+	case errors.As(err, &connecting):
+		return &Error{Kind: ErrUnreachable, Detail: explain(err), Err: err}
+	case e.result.Head > 0 || isProtocolError(err):
+		return &Error{Kind: ErrBadResponse, Detail: "the response broke off: " + err.Error(), Err: err}
+	}
+	return &Error{Kind: ErrUnreachable, Detail: "the connection ended before an answer: " + err.Error(), Err: err}
+}
+
+func isTimeout(err error) bool {
+	var t interface{ Timeout() bool }
+	return errors.Is(err, context.DeadlineExceeded) || errors.As(err, &t) && t.Timeout()
+}
+
+// isProtocolError reports whether Transport could not make sense of an answer
+// (its errors have no types).
+func isProtocolError(err error) bool {
+	s := err.Error()
+	return strings.Contains(s, "malformed") || strings.Contains(s, "response headers exceeded") ||
+		strings.Contains(s, "PROTOCOL_ERROR") || strings.Contains(s, "COMPRESSION_ERROR") || strings.Contains(s, "FRAME_SIZE_ERROR") || strings.Contains(s, "frame too large")
+}
+
+// details says in the words of the access log how an exchange failed.
+func (e *trip) details(err *Error) string {
+	switch err.Kind {
+	case ErrTimeout:
+		switch {
+		case err.Key == "idle_timeout":
+			return "stream_idle_timeout"
+		case err.Key == "":
+			return "upstream_reset_before_response_started{connection_timeout}"
+		}
+		return "response_timeout"
+	case ErrClientGone:
+		return "downstream_remote_disconnect"
+	case ErrBadRequest:
+		return "http1.codec_error"
+	case ErrUpgradeRefused:
+		return "upgrade_failed"
+	case ErrCut:
+		return "stream_cut"
+	case ErrBadResponse:
+		if e.result.Began() {
+			return "upstream_reset_after_response_started{protocol_error}"
+		}
+		return "upstream_reset_before_response_started{protocol_error}"
+	}
+	if e.result.Began() {
+		return "upstream_reset_after_response_started{connection_termination}"
+	}
+	var connecting *connectError
+	if errors.As(err.Err, &connecting) {
+		return "upstream_reset_before_response_started{connection_failure}"
+	}
+	return "upstream_reset_before_response_started{connection_termination}"
+}
