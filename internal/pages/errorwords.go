@@ -250,7 +250,7 @@ func (r *Renderer) deniedGate(g *gate, status int, p *ErrorPage, obj string) {
 		g.Steps = append(g.Steps, c.view(p.Time))
 	}
 	if n := len(d.Conditions); n > 1 && p.Message == "" {
-		g.Lead = sentence{text("Of the " + strconv.Itoa(n) + " conditions that were checked, " + isMet(met) + ".")}
+		g.Lead = say("Of " + strings.ToLower(count(n)) + " conditions that were checked, " + isMet(met) + ".")
 		if p.Who != "" {
 			g.Lead = append(sentence{text("You are signed in as "), strong(p.Who), text(". ")}, g.Lead...)
 		}
@@ -278,7 +278,7 @@ func isMet(n int) string {
 	case 1:
 		return "one is met"
 	}
-	return strconv.Itoa(n) + " are met"
+	return strings.ToLower(count(n)) + " are met"
 }
 
 func (r *Renderer) certificateGate(g *gate, p *ErrorPage, app, sub string) {

@@ -48,6 +48,7 @@ type stop struct {
 type fact struct {
 	Name   string
 	Values []sentence
+	Badges []string
 }
 
 type action struct{ Label, URL, Look, Icon string }

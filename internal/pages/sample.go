@@ -45,7 +45,6 @@ func (r *Renderer) Sample(w http.ResponseWriter, req *http.Request, p SamplePage
 		Lead                                          sentence
 		Verified                                      bool
 		Facts                                         []fact
-		Groups                                        []string
 		Checks                                        []step
 		Doors                                         []Link
 	}
@@ -55,13 +54,16 @@ func (r *Renderer) Sample(w http.ResponseWriter, req *http.Request, p SamplePage
 	if p.Verified {
 		who := firstOf(p.Person, p.Email, p.UserID)
 		first, _, _ := strings.Cut(who, " ")
-		v.Person, v.Groups = who, p.Groups
+		v.Person = who
 		v.Door, v.Heading = "verified", "Hello "+shorten(first, 60)+", you came in through Postern"
 		v.Lead = say("This application has no login of its own. It read who you are from a signed note, checked the signature, and trusted nothing else.")
 		for _, f := range []struct{ name, value string }{{"Email", p.Email}, {"Name", p.Person}} {
 			if f.value != "" {
 				add(f.name, text(f.value))
 			}
+		}
+		if len(p.Groups) > 0 {
+			v.Facts = append(v.Facts, fact{Name: "Groups", Badges: p.Groups})
 		}
 		if p.UserID != "" {
 			add("User id", code(p.UserID))

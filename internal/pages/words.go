@@ -129,12 +129,13 @@ func initial(name string) string {
 	return "?"
 }
 
-// tint picks one of five tile colours by name, the same on every page. It
-// only decorates: the letters beside it say what it is.
+// tint picks one of four tile colours by name, the same on every page. It
+// only decorates: the letters beside it say what it is. Red is not among them,
+// since red means a refusal.
 func tint(name string) int {
 	h := fnv.New32a()
 	h.Write([]byte(name))
-	return int(h.Sum32()%5) + 1
+	return int(h.Sum32()%4) + 1
 }
 
 // shorten bounds a value that somebody else chose the length of.
