@@ -369,3 +369,14 @@ func (d Decision) has(name string) bool {
 func yes() *bool { b := true; return &b }
 
 var errTest = errors.New("broken on purpose")
+
+func routeAccess(idp string) route.Access { return route.Access{IDPID: idp} }
+
+// behind is a synced copy that holds nothing yet.
+type behind[T any] struct{}
+
+func (behind[T]) Lookup(context.Context, string, uint64) (*record.Entry[T], error) {
+	return nil, record.ErrNotFound
+}
+func (behind[T]) OnChange(func(record.Change[T])) (cancel func()) { return func() {} }
+func (behind[T]) Ready() error                                    { return nil }
