@@ -14,7 +14,9 @@ func (d *decoder) noteKeys() {
 		if s.key.deprecated != "" {
 			d.problem(LevelLogged, KindDeprecated, s.path, "the key is an old one", "use "+s.key.deprecated)
 		}
-		if s.key.status == "accepted" && !s.key.narrows && s.key.block == nil && !s.same {
+	}
+	for _, s := range outermost(d.cfg.set) {
+		if !s.key.narrows {
 			waiting = append(waiting, generic(s.path))
 		}
 	}
@@ -54,6 +56,28 @@ func (c *Config) waitingValues() []string {
 	return out
 }
 
+// outermost are the keys that do not act and were set to something that would,
+// without those inside a block that is listed itself.
+func outermost(set []setKey) []setKey {
+	var out []setKey
+	for _, s := range set {
+		if s.key.status != "accepted" || s.same {
+			continue
+		}
+		if n := len(out); n > 0 && within(s.path, out[n-1].path) {
+			continue
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+// within reports whether path lies in block.
+func within(path, block string) bool {
+	rest, ok := strings.CutPrefix(path, block)
+	return ok && rest != "" && (rest[0] == '.' || rest[0] == '[')
+}
+
 // generic replaces indexes: routes[3].mcp becomes routes[].mcp.
 func generic(path string) string {
 	var b strings.Builder
@@ -77,8 +101,8 @@ func generic(path string) string {
 // The start stops for each, rather than open what the operator closed.
 func Narrowing(c *Config) []Problem {
 	var out []Problem
-	for _, s := range c.set {
-		if !s.key.narrows || s.key.status != "accepted" || s.key.block != nil || s.same {
+	for _, s := range outermost(c.set) {
+		if !s.key.narrows {
 			continue
 		}
 		out = append(out, Problem{
