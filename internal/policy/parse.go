@@ -1,7 +1,9 @@
 package policy
 
 import (
+	"bytes"
 	"fmt"
+	"io"
 	"regexp"
 	"slices"
 	"strconv"
@@ -61,6 +63,9 @@ func readYAML(name string, text []byte) (n *yaml.Node, problem *Problem) {
 		if m := yamlLine.FindStringSubmatch(cause); m != nil {
 			line, _ = strconv.Atoi(m[1])
 			cause = strings.Replace(cause, m[0], "", 1)
+			if strings.HasPrefix(cause, "did not find expected") {
+				line++ // the library counts these from 0
+			}
 		}
 		return &Problem{File: name, Line: line, Column: 1,
 			Message: fmt.Sprintf("not YAML: line %d: %s", line, cause)}
@@ -72,8 +77,14 @@ func readYAML(name string, text []byte) (n *yaml.Node, problem *Problem) {
 			n, problem = nil, fail(fmt.Sprint(p))
 		}
 	}()
-	var doc yaml.Node
-	if err := yaml.Unmarshal(text, &doc); err != nil {
+	dec := yaml.NewDecoder(bytes.NewReader(text))
+	var doc, rest yaml.Node
+	if err := dec.Decode(&doc); err != nil && err != io.EOF {
+		return nil, fail(err.Error())
+	}
+	// Further documents are nobody's business, but text that belongs to none
+	// may be a rule that a stray bracket cut off.
+	if err := dec.Decode(&rest); err != nil && strings.Contains(err.Error(), "expected <document start>") {
 		return nil, fail(err.Error())
 	}
 	return &doc, nil

@@ -37,6 +37,24 @@ func TestBombsAreErrors(t *testing.T) {
 	}
 }
 
+func TestYAMLErrorsNameTheLine(t *testing.T) {
+	for text, want := range map[string]string{
+		"allow:\n  and: [{accept: true}\n":       "p.yaml:2:1: not YAML: line 2: ",
+		"allow: {}\n- a\n":                       "p.yaml:2:1: not YAML: line 2: ",
+		"allow: {}\na: b: c\n":                   "p.yaml:2:1: not YAML: line 2: ",
+		"{allow: {or: [{accept: 1}]}}}\n":        "p.yaml:1:1: not YAML: ",
+		"{allow: {or: [{accept: 1}]}}\ndeny: {}": "p.yaml:2:1: not YAML: line 2: ",
+		"allow: *nowhere":                        "unknown anchor",
+	} {
+		if _, _, err := Parse("p.yaml", []byte(text), Options{}); err == nil || !strings.HasPrefix(err.Error(), want) && !strings.Contains(err.Error(), "anchor") {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+	if _, _, err := Parse("p.yaml", []byte("allow: {}\n---\n{{{ not: [YAML"), Options{}); err != nil {
+		t.Errorf("a further document is read: %v", err)
+	}
+}
+
 func TestManyErrorsAreBounded(t *testing.T) {
 	text := "allow: {or: [" + strings.Repeat("{x: 1}, ", 5000) + "]}"
 	_, _, err := Parse("p.yaml", []byte(text), Options{})
