@@ -62,8 +62,11 @@ type Identity struct {
 	SessionID string
 	Name      string
 	// Email is well formed and vouched for, or "" (decision 14).
-	Email  string
-	Claims session.Claims
+	Email string
+	// EmailSaid says that the provider spoke of an address at all, so that an
+	// empty Email takes a former one away.
+	EmailSaid bool
+	Claims    session.Claims
 	Tokens
 	// Directory is set by providers that are their own directory.
 	Directory *session.DirectoryUser

@@ -96,8 +96,8 @@ func (l *Local) CheckPassword(ctx context.Context, email, password, source strin
 	if name == "" {
 		name = "malformed" // all of them together: they are nobody
 	}
-	if wait := l.throttle.wait(name, source, l.now()); wait > 0 {
-		return nil, &Throttled{RetryAfter: wait}
+	if err := l.throttle.admit(ctx, name, source, l.now()); err != nil {
+		return nil, err
 	}
 	account, err := l.find(ctx, who)
 	if err != nil {
@@ -159,7 +159,7 @@ func (l *Local) Identity(a *session.LocalAccount) *Identity {
 	}
 	groups := append([]string{}, a.Groups...)
 	return &Identity{
-		UserID: id, Subject: a.ID, Issuer: LocalName, Name: a.Name, Email: email, Claims: session.FlattenClaims(claims),
+		UserID: id, Subject: a.ID, Issuer: LocalName, Name: a.Name, Email: email, EmailSaid: true, Claims: session.FlattenClaims(claims),
 		Directory: &session.DirectoryUser{ID: id, GroupIDs: groups, DisplayName: a.Name, Email: email},
 	}
 }

@@ -313,6 +313,7 @@ func (p *OIDC) identity(claims map[string]any, subject string) (*Identity, error
 		id.SessionID = ""
 	}
 	id.Name, _ = claims["name"].(string)
+	_, id.EmailSaid = claims["email"]
 	id.Email = p.trustedEmail(claims)
 	// Policy reads the claim too; it must not see an address that does not
 	// count.

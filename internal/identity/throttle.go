@@ -2,42 +2,74 @@ package identity
 
 import (
 	"container/list"
+	"context"
 	"net/netip"
 	"sync"
 	"time"
 )
 
 // throttle slows down guessing. Failures count for an account from one
-// source, and for a source over all accounts; only these make anybody wait,
-// so that nobody can keep another person out from elsewhere. Tables are
+// source, which is then told to wait, and for a source over all accounts,
+// whose attempts are then merely slow: neighbours behind one address can delay
+// each other by seconds, and nobody can keep another person out. Tables are
 // bounded: the entry longest unused makes room.
 type throttle struct {
 	mu      sync.Mutex
 	pairs   *tally // account and source
 	sources *tally
+	held    int // attempts being slowed down
 }
 
 // Free failures before waiting begins, the first wait (doubled each time) and
-// the longest. An entry is forgotten an hour after its last failure.
+// the longest; how many slow attempts are held at once. An entry is forgotten an hour after its last failure.
 const (
 	freePair      = 4
 	freeSource    = 20
 	firstWait     = time.Second
 	longestWait   = time.Minute
+	slowestSource = 5 * time.Second
+	maxHeld       = 64
 	throttleLife  = time.Hour
 	throttleTable = 8192
 )
 
 func newThrottle() *throttle {
-	return &throttle{pairs: newTally(freePair), sources: newTally(freeSource)}
+	return &throttle{pairs: newTally(freePair, longestWait), sources: newTally(freeSource, slowestSource)}
 }
 
-// wait is how long this account and source must wait now.
-func (t *throttle) wait(account, source string, now time.Time) time.Duration {
+// admit refuses an account and source that must wait, and holds an attempt of
+// a source that guesses a lot.
+func (t *throttle) admit(ctx context.Context, account, source string, now time.Time) error {
 	source = sourceKey(source)
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	return max(t.pairs.wait(account+"\n"+source, now), t.sources.wait(source, now))
+	if wait := t.pairs.wait(account+"\n"+source, now); wait > 0 {
+		t.mu.Unlock()
+		return &Throttled{RetryAfter: wait}
+	}
+	slow := t.sources.wait(source, now)
+	if slow <= 0 {
+		t.mu.Unlock()
+		return nil
+	}
+	if t.held >= maxHeld {
+		t.mu.Unlock()
+		return &Throttled{RetryAfter: slow, Busy: true}
+	}
+	t.held++
+	t.mu.Unlock()
+	defer func() {
+		t.mu.Lock()
+		t.held--
+		t.mu.Unlock()
+	}()
+	timer := time.NewTimer(slow)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 func (t *throttle) failed(account, source string, now time.Time) {
@@ -75,6 +107,7 @@ func sourceKey(source string) string {
 
 type tally struct {
 	free    int
+	longest time.Duration
 	entries map[string]*list.Element
 	order   *list.List // most recently failed first
 }
@@ -86,8 +119,8 @@ type tallyEntry struct {
 	until    time.Time
 }
 
-func newTally(free int) *tally {
-	return &tally{free: free, entries: map[string]*list.Element{}, order: list.New()}
+func newTally(free int, longest time.Duration) *tally {
+	return &tally{free: free, longest: longest, entries: map[string]*list.Element{}, order: list.New()}
 }
 
 func (t *tally) wait(key string, now time.Time) time.Duration {
@@ -120,9 +153,9 @@ func (t *tally) failed(key string, now time.Time) {
 	e.failures++
 	e.last = now
 	if over := e.failures - t.free; over > 0 {
-		wait := longestWait
+		wait := t.longest
 		if over < 7 {
-			wait = min(longestWait, firstWait<<(over-1))
+			wait = min(wait, firstWait<<(over-1))
 		}
 		e.until = now.Add(wait)
 	}

@@ -64,22 +64,19 @@ func flattenInto(out Claims, prefix string, m map[string]any, depth int) {
 // tokenClaims say something about one token rather than about the person.
 var tokenClaims = [...]string{"iss", "sub", "exp", "iat"}
 
-// Merge gives the claims after a refresh: fresh ones replace old ones of the
-// same name, others stay; iss, sub, exp and iat of the fresh ones are dropped,
-// because they speak of the new token only.
-func (c Claims) Merge(fresh Claims) Claims {
-	out := make(Claims, len(c)+len(fresh))
-	for k, v := range c {
+// Renew gives the claims after a refresh: the fresh ones, whole, so that what
+// the provider no longer says is gone; only iss, sub, exp and iat stay those of
+// the sign-in (wire-contract.md §3.3).
+func (c Claims) Renew(fresh Claims) Claims {
+	out := make(Claims, len(fresh)+len(tokenClaims))
+	for k, v := range fresh {
 		out[k] = v
 	}
-next:
-	for k, v := range fresh {
-		for _, t := range tokenClaims {
-			if k == t {
-				continue next
-			}
+	for _, k := range tokenClaims {
+		delete(out, k)
+		if v, has := c[k]; has {
+			out[k] = v
 		}
-		out[k] = v
 	}
 	return out
 }

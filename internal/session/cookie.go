@@ -13,7 +13,6 @@ type CookieNames struct {
 	SignIn  string // the sign-in host's own session
 	Nonce   string // proves that a login ends in the browser that began it
 	Bounce  string // a login ended here less than a minute ago
-	After   string // where to go after the provider's own sign-out
 }
 
 // NewCookieNames derives the names from cookie_name and cookie_domain: without
@@ -36,7 +35,6 @@ func NewCookieNames(name, domain string) CookieNames {
 		SignIn:  signIn,
 		Nonce:   HostPrefix + "_pomerium_nonce",
 		Bounce:  HostPrefix + "_pomerium_bounce",
-		After:   HostPrefix + "_pomerium_signed_out",
 	}
 }
 
@@ -45,7 +43,7 @@ func NewCookieNames(name, domain string) CookieNames {
 // case included, as cookies are.
 func (n CookieNames) Ours(name string) bool {
 	switch name {
-	case n.Session, n.SignIn, n.Nonce, n.Bounce, n.After:
+	case n.Session, n.SignIn, n.Nonce, n.Bounce:
 		return true
 	}
 	return false

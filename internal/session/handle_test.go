@@ -373,9 +373,9 @@ func TestFlattenClaims(t *testing.T) {
 	if n := len(FlattenClaims(deep)); n != 0 {
 		t.Errorf("a thousand levels gave %d claims", n)
 	}
-	merged := Claims{"iss": {"old"}, "a": {"1"}, "b": {"2"}}.Merge(Claims{"iss": {"new"}, "sub": {"x"}, "exp": {1}, "iat": {1}, "b": {"3"}})
-	if g, _ := json.Marshal(merged); string(g) != `{"a":["1"],"b":["3"],"iss":["old"]}` {
-		t.Errorf("merged %s", g)
+	renewed := Claims{"iss": {"old"}, "a": {"1"}, "b": {"2"}}.Renew(Claims{"iss": {"new"}, "sub": {"x"}, "exp": {1}, "iat": {1}, "b": {"3"}})
+	if g, _ := json.Marshal(renewed); string(g) != `{"b":["3"],"iss":["old"]}` {
+		t.Errorf("renewed %s", g)
 	}
 }
 
