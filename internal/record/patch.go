@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"strings"
+	"time"
 )
 
 // ReadWriter is what Modify and Patch need of a store.
@@ -23,7 +25,18 @@ const modifyAttempts = 64
 // called several times. If it returns an error, nothing is written and that
 // error is returned. A missing record is ErrNotFound.
 func Modify(ctx context.Context, s ReadWriter, by Actor, typ, id string, change func(*Record) error) (*Record, error) {
-	for range modifyAttempts {
+	for attempt := range modifyAttempts {
+		if attempt > 0 {
+			// Wait a little, each for another while, or the same one of many
+			// would win again and again.
+			timer := time.NewTimer(rand.N(time.Millisecond<<min(attempt, 5)))
+			select {
+			case <-timer.C:
+			case <-ctx.Done():
+				timer.Stop()
+				return nil, ctx.Err()
+			}
+		}
 		old, err := s.Get(ctx, typ, id)
 		if err != nil {
 			return nil, err
