@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"postern/internal/policy"
 )
 
 func TestNegotiate(t *testing.T) {
@@ -90,6 +92,11 @@ func FuzzNegotiate(f *testing.F) {
 		}
 		if PrefersJSON(s) && !strings.Contains(low, "json") && !strings.Contains(low, "application/*") && !strings.Contains(low, "*/*") {
 			t.Fatalf("%q prefers JSON without a word of it", s)
+		}
+		// The decision between redirect and 401 is made in policy, by the same
+		// rules: where a header is well formed the two must agree.
+		if _, ok := parseAccept(s); ok && !strings.Contains(s, "\"") && policy.AcceptsHTML(s) != (k == HTML) {
+			t.Fatalf("%q: policy says HTML %v, pages picks %d", s, policy.AcceptsHTML(s), k)
 		}
 		// A wish for HTML above all else is granted wherever it stands, in any
 		// header that parses.

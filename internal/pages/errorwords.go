@@ -176,7 +176,7 @@ func (r *Renderer) errorGate(req *http.Request, status int, p *ErrorPage) gate {
 		receiptSays = strings.ToLower(p.reason(status))
 	default:
 		g.Door, g.Heading = "unreachable", "Something went wrong on our side"
-		g.Lead = say("The request was not carried out. It is not your doing.")
+		g.Lead = say("It is not your doing. If you were saving something, check before sending it again.")
 		retry("primary")
 		link("Your applications", p.PortalURL, "quiet")
 		receiptSays = "internal error"
