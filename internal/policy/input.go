@@ -13,9 +13,9 @@ type Input struct {
 	// Now is the time of the decision.
 	Now time.Time
 
-	// Request. Method and RawPath are as judged; Path is RawPath decoded once
-	// (policy-language.md §7, http_path). Header gives the first value of a
-	// header (any case); nil means no headers.
+	// Request. Method and RawPath are as judged; Path is DecodePath(RawPath) and
+	// must be set with it, for http_path compares nothing else. Header gives
+	// the first value of a header (any case); nil means no headers.
 	Method   string
 	Host     string // authority with port
 	RawPath  string // percent-encoded, without query
@@ -25,7 +25,7 @@ type Input struct {
 	Header   func(name string) string
 
 	// Client certificate. Certificate is the presented leaf or nil.
-	// CertificateRule says how invalid_client_certificate answers.
+	// CertificateState says how invalid_client_certificate answers.
 	Certificate      *x509.Certificate
 	Intermediates    []*x509.Certificate
 	CertificateState CertificateState

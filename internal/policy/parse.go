@@ -35,6 +35,8 @@ func Parse(name string, text []byte, opts Options) (*Policy, []Problem, error) {
 	return ParseNode(name, n, opts)
 }
 
+const emptyPolicy = "the policy is empty; write an object or a list of objects, {} to allow nobody"
+
 func readText(name string, text []byte) (n *yaml.Node, problem *Problem) {
 	fail := func(format string, args ...any) *Problem {
 		return &Problem{File: name, Line: 1, Column: 1, Message: fmt.Sprintf(format, args...)}
@@ -48,7 +50,7 @@ func readText(name string, text []byte) (n *yaml.Node, problem *Problem) {
 		n, problem = readYAML(name, text)
 	}
 	if problem == nil && (n == nil || n.Kind == 0) {
-		return nil, fail("the policy is empty; write an object or a list of objects, {} to allow nobody")
+		return nil, fail(emptyPolicy)
 	}
 	return n, problem
 }
@@ -92,6 +94,9 @@ func readYAML(name string, text []byte) (n *yaml.Node, problem *Problem) {
 
 // ParseNode reads a policy that is part of a larger document, such as a route.
 func ParseNode(name string, n *yaml.Node, opts Options) (*Policy, []Problem, error) {
+	if n == nil || n.Kind == 0 {
+		return nil, nil, Problems{{File: name, Line: 1, Column: 1, Path: opts.Path, Message: emptyPolicy}}
+	}
 	tree, problems := Resolve(name, n)
 	if opts.Path != "" {
 		for i := range problems {

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"go.yaml.in/yaml/v3"
 )
 
 func TestBombsAreErrors(t *testing.T) {
@@ -33,6 +35,14 @@ func TestBombsAreErrors(t *testing.T) {
 		}
 		if _, _, err := Parse("p.json", []byte(c.text), Options{}); err == nil {
 			t.Errorf("%s as JSON: no error", name)
+		}
+	}
+}
+
+func TestNoNodeIsAnEmptyPolicy(t *testing.T) {
+	for _, n := range []*yaml.Node{nil, {}, {Kind: yaml.DocumentNode}, {Kind: yaml.AliasNode}} {
+		if p, _, err := ParseNode("c.yaml", n, Options{Path: "routes[0].policy"}); p != nil || err == nil {
+			t.Errorf("%+v: %v", n, err)
 		}
 	}
 }

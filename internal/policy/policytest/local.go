@@ -211,7 +211,7 @@ func (c *Case) identify(in *policy.Input) {
 	}
 }
 
-func expired(at *moment, c *Case) bool { return at != nil && !c.Now.Before(at.Time) }
+func expired(at *Moment, c *Case) bool { return at != nil && !c.Now.Before(at.Time) }
 
 // flatten stores claims as lists under dotted names.
 func flatten(out map[string][]any, prefix string, values map[string]any) {
