@@ -61,16 +61,30 @@ func (s *NameSet) Has(name string) bool {
 	if s == nil {
 		return false
 	}
-	f := FoldName(name)
-	if _, ok := s.names[f]; ok {
+	var buf [64]byte // header names are short: no allocation
+	f := buf[:0]
+	for i := 0; i < len(name); i++ {
+		f = append(f, foldByte(name[i]))
+	}
+	if _, ok := s.names[string(f)]; ok {
 		return true
 	}
 	for _, p := range s.prefixes {
-		if len(f) >= len(p) && f[:len(p)] == p {
+		if len(f) >= len(p) && string(f[:len(p)]) == p {
 			return true
 		}
 	}
 	return false
+}
+
+func foldByte(c byte) byte {
+	switch {
+	case c == '_':
+		return '-'
+	case 'A' <= c && c <= 'Z':
+		return c + 'a' - 'A'
+	}
+	return c
 }
 
 // FoldName brings a header name to the one spelling in which names are
@@ -82,12 +96,7 @@ func FoldName(name string) string {
 		if c := name[i]; c == '_' || ('A' <= c && c <= 'Z') {
 			b := []byte(name)
 			for ; i < len(b); i++ {
-				switch c := b[i]; {
-				case c == '_':
-					b[i] = '-'
-				case 'A' <= c && c <= 'Z':
-					b[i] = c + 'a' - 'A'
-				}
+				b[i] = foldByte(b[i])
 			}
 			return string(b)
 		}

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"postern/internal/exchange"
 )
@@ -25,10 +26,9 @@ type response struct {
 
 	begun    bool
 	tunneled bool
-	aborted  error
 	status   int
 	size     atomic.Int64 // response body bytes
-	active   func()       // called when bytes move, if not nil
+	aborted  atomic.Bool
 }
 
 func newResponse(w http.ResponseWriter, r *http.Request) *response {
@@ -43,16 +43,15 @@ func newResponse(w http.ResponseWriter, r *http.Request) *response {
 // tells a client that was too slow from an upstream that failed.
 type requestBody struct {
 	x     *response
-	ended func() // called once at the end of the body, if not nil
-	err   error
+	ended func()                 // called once at the end of the body, if not nil
+	err   error                  // io.EOF at a proper end
 	hide  func(name string) bool // trailers that must not pass
+
+	closed atomic.Bool
 }
 
 func (b *requestBody) Read(p []byte) (int, error) {
 	n, err := b.x.r.Body.Read(p)
-	if n > 0 && b.x.active != nil {
-		b.x.active()
-	}
 	if err != nil && b.err == nil {
 		b.err = err
 		if err == io.EOF && b.ended != nil {
@@ -60,6 +59,13 @@ func (b *requestBody) Read(p []byte) (int, error) {
 		}
 	}
 	return n, err
+}
+
+// Close interrupts a pending Read from another goroutine. What the client still
+// sends is not read any more, so its connection ends with this exchange.
+func (b *requestBody) Close() error {
+	b.closed.Store(true)
+	return b.x.rc.SetReadDeadline(time.Unix(1, 0))
 }
 
 func (b *requestBody) Trailers() iter.Seq2[string, string] {
@@ -163,9 +169,6 @@ func connectionField(name string) bool {
 func (x *response) Write(p []byte) (int, error) {
 	n, err := x.w.Write(p)
 	x.size.Add(int64(n))
-	if n > 0 && x.active != nil {
-		x.active()
-	}
 	return n, err
 }
 
@@ -185,14 +188,13 @@ func (x *response) Finish(trailers exchange.HeaderSeq) error {
 	return nil
 }
 
-// Abort marks the exchange as broken; the handler then ends it so that the
-// client sees it: connection closed, or stream reset.
-func (x *response) Abort(err error) {
-	if x.aborted == nil {
-		if err == nil {
-			err = errors.New("aborted")
-		}
-		x.aborted = err
+// Abort marks the exchange as broken and unblocks a pending Write; the handler
+// then ends it so that the client sees it: connection closed, or stream reset.
+// It may be called from any goroutine.
+func (x *response) Abort(error) {
+	if !x.aborted.Swap(true) {
+		x.rc.SetWriteDeadline(time.Unix(1, 0))
+		x.rc.SetReadDeadline(time.Unix(1, 0))
 	}
 }
 
@@ -247,18 +249,12 @@ func (c *tunnelConn) Read(p []byte) (n int, err error) {
 	if n == 0 && err == nil {
 		n, err = c.Conn.Read(p)
 	}
-	if n > 0 && c.x.active != nil {
-		c.x.active()
-	}
 	return n, err
 }
 
 func (c *tunnelConn) Write(p []byte) (int, error) {
 	n, err := c.Conn.Write(p)
 	c.x.size.Add(int64(n))
-	if n > 0 && c.x.active != nil {
-		c.x.active()
-	}
 	return n, err
 }
 

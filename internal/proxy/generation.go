@@ -15,6 +15,7 @@ import (
 	"postern/internal/route"
 	"postern/internal/session"
 	"postern/internal/telemetry"
+	"postern/internal/upstream"
 )
 
 // Authorizer decides requests. *authz.Engine is one.
@@ -27,14 +28,6 @@ type Authorizer interface {
 type Streams interface {
 	Follow(req *authz.Request, d *authz.Decision, cut func(reason string)) *authz.Stream
 	CloseStream(*authz.Stream)
-}
-
-// Upstream sends one allowed request up and drives its exchange: Begin, Write,
-// Finish, or Tunnel. It returns nil if the exchange ended well. If it returns
-// an error before Begin, the door answers; after Begin, the exchange is
-// aborted.
-type Upstream interface {
-	RoundTrip(ctx context.Context, edits *exchange.HeaderEdits, v exchange.View, x exchange.Exchange) error
 }
 
 // RouteHook lets a protocol built on HTTP (MCP) look into a request before it
@@ -115,7 +108,8 @@ type Generation struct {
 
 	// SignInURL is where a browser that must sign in is sent; StepUpURL where
 	// it proves its device. Nil, or an error, answers 401 instead.
-	SignInURL func(v exchange.View, rt *route.Route) (string, error)
+	// The cookies go with the redirect: they bind the login to this browser.
+	SignInURL func(v exchange.View, rt *route.Route) (location string, cookies []*http.Cookie, err error)
 	StepUpURL func(v exchange.View, rt *route.Route, deviceType string) (string, error)
 
 	// Pages renders errors; required.
@@ -138,7 +132,7 @@ type Generation struct {
 // Target is what the door does with the requests of one route.
 type Target struct {
 	Route    *route.Route
-	Upstream Upstream
+	Upstream *upstream.Target
 	Hook     RouteHook
 
 	redirect  *Redirect
@@ -146,7 +140,7 @@ type Target struct {
 	request   requestRules
 	response  *ResponseRules
 	rewriting rewriting
-	upgrades  map[string]bool
+	upgrades  []string
 
 	timeout     time.Duration
 	timeoutKey  string
@@ -156,7 +150,7 @@ type Target struct {
 // TargetOptions is what a Target needs besides the keys of its route.
 type TargetOptions struct {
 	// Upstream is required unless the route redirects or responds by itself.
-	Upstream Upstream
+	Upstream *upstream.Target
 	// FirstTo is the route's first destination; its path is an implicit
 	// prefix_rewrite.
 	FirstTo *url.URL
@@ -175,13 +169,10 @@ func NewTarget(rt *route.Route, c RouteConfig, o TargetOptions) (*Target, error)
 		redirect: c.Redirect, fixed: c.Response,
 		timeout: c.Resolved.Timeout, timeoutKey: "default_upstream_timeout",
 		idleTimeout: c.Resolved.IdleTimeout,
-		upgrades:    map[string]bool{},
+		upgrades:    c.Resolved.Upgrades,
 	}
 	if c.Timeout != nil {
 		t.timeoutKey = "timeout"
-	}
-	for _, u := range c.Resolved.Upgrades {
-		t.upgrades[strings.ToLower(u)] = true
 	}
 	pass := o.PassIdentityHeaders
 	if rt.PassIdentityHeaders != nil {

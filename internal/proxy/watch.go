@@ -1,8 +1,8 @@
 package proxy
 
 import (
+	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -14,59 +14,34 @@ type watch struct {
 	next   time.Time
 	done   bool
 	alarms []alarm
-
-	last atomic.Int64 // when bytes moved, nanoseconds since began
-	from time.Time
 }
 
-// alarm calls due at a time. An idle alarm is put off as long as bytes move.
 type alarm struct {
-	at   time.Time // zero: not set
-	idle time.Duration
-	due  func()
+	at  time.Time
+	due func()
 }
-
-func newWatch(now time.Time) *watch { return &watch{from: now} }
-
-// active notes that bytes moved.
-func (w *watch) active() { w.last.Store(int64(time.Since(w.from))) }
 
 // after calls due once d has passed; 0 is never.
 func (w *watch) after(d time.Duration, due func()) {
-	if d > 0 {
-		w.add(alarm{at: time.Now().Add(d), due: due})
+	if d <= 0 {
+		return
 	}
-}
-
-// idle calls due once no bytes have moved for d; 0 is never.
-func (w *watch) idle(d time.Duration, due func()) {
-	if d > 0 {
-		w.active()
-		w.add(alarm{at: time.Now().Add(d), idle: d, due: due})
-	}
-}
-
-func (w *watch) add(a alarm) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.done {
 		return
 	}
-	w.alarms = append(w.alarms, a)
-	w.schedule(a.at)
-}
-
-// schedule makes sure that the timer fires at t. w.mu is held.
-func (w *watch) schedule(t time.Time) {
+	at := time.Now().Add(d)
+	w.alarms = append(w.alarms, alarm{at, due})
 	switch {
 	case w.timer == nil:
-		w.timer = time.AfterFunc(time.Until(t), w.fire)
-	case w.next.IsZero() || t.Before(w.next):
-		w.timer.Reset(time.Until(t))
+		w.timer = time.AfterFunc(d, w.fire)
+	case w.next.IsZero() || at.Before(w.next):
+		w.timer.Reset(d)
 	default:
 		return
 	}
-	w.next = t
+	w.next = at
 }
 
 func (w *watch) fire() {
@@ -78,23 +53,16 @@ func (w *watch) fire() {
 	now := time.Now()
 	w.next = time.Time{}
 	var due []func()
-	for i := range w.alarms {
-		a := &w.alarms[i]
-		if a.at.IsZero() {
-			continue
+	w.alarms = slices.DeleteFunc(w.alarms, func(a alarm) bool {
+		if !now.Before(a.at) {
+			due = append(due, a.due)
+			return true
 		}
-		if a.idle > 0 {
-			a.at = w.from.Add(time.Duration(w.last.Load()) + a.idle)
+		if w.next.IsZero() || a.at.Before(w.next) {
+			w.next = a.at
 		}
-		if now.Before(a.at) {
-			if w.next.IsZero() || a.at.Before(w.next) {
-				w.next = a.at
-			}
-			continue
-		}
-		a.at = time.Time{}
-		due = append(due, a.due)
-	}
+		return false
+	})
 	if !w.next.IsZero() {
 		w.timer.Reset(time.Until(w.next))
 	}
