@@ -207,6 +207,22 @@ func TestMarkdown(t *testing.T) {
 	}
 }
 
+// BenchmarkMarkdown holds the texts that would be slow if marks were searched
+// again and again.
+func BenchmarkMarkdown(b *testing.B) {
+	for name, text := range map[string]string{
+		"brackets": strings.Repeat("[", mostMarkdown-20) + "](https://a.example)", "angles": strings.Repeat("<", mostMarkdown-2) + ">",
+		"stars": strings.Repeat("*a ", mostMarkdown/3), "unders": strings.Repeat("_", mostMarkdown), "targets": strings.Repeat("[a](", mostMarkdown/4-1) + ")",
+		"nest": strings.Repeat("*a_b", mostMarkdown/4), "lines": strings.Repeat("- *\n", mostMarkdown/4),
+	} {
+		b.Run(name, func(b *testing.B) {
+			for range b.N {
+				Markdown(text)
+			}
+		})
+	}
+}
+
 func ExampleMarkdown() {
 	fmt.Println(Markdown("Ask **Finance** at [their desk](mailto:desk@example.com)."))
 	// Output: <p>Ask <strong>Finance</strong> at <a href="mailto:desk@example.com" rel="noreferrer">their desk</a>.</p>

@@ -11,6 +11,8 @@ import (
 const (
 	mostMarkdown = 8 << 10 // bytes read of one text
 	mostNesting  = 4       // emphasis within emphasis
+	mostLabel    = 300     // bytes of a link's words
+	mostTarget   = 1024    // bytes of a link's address
 )
 
 // Markdown renders the few things a refusal may say: paragraphs, emphasis,
@@ -165,12 +167,12 @@ func inline(out *strings.Builder, s string, depth int) {
 			i, plain = end+len(mark), end+len(mark)
 		case c == '[' && (i == 0 || s[i-1] != '!') && depth < mostNesting:
 			mid := find(i+1, "](")
-			if mid < 0 {
+			if mid < 0 || mid-i > mostLabel {
 				i++
 				continue
 			}
 			end := find(mid+2, ")")
-			if end < 0 {
+			if end < 0 || end-mid > mostTarget {
 				i++
 				continue
 			}
@@ -188,7 +190,7 @@ func inline(out *strings.Builder, s string, depth int) {
 		case c == '<':
 			end := find(i+1, ">")
 			href := ""
-			if end > 0 {
+			if end > 0 && end-i <= mostTarget {
 				href = linkTarget(s[i+1 : end])
 			}
 			if href == "" {
