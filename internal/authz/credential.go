@@ -4,6 +4,7 @@ import (
 	"iter"
 	"net/url"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"github.com/maypok86/otter/v2"
@@ -72,25 +73,54 @@ func (env *Env) openCookieNamed(req *Request, name string, signIn bool) (Credent
 	return c, true
 }
 
-// cookieValue finds the one value of a cookie; it does not allocate. As
-// session.SingleValue, a contradictory or empty cookie is present but not ok.
+// cookieValue finds the one value of a cookie. As session.SingleValue, a
+// contradictory or empty cookie is present but not ok.
 func cookieValue(lines iter.Seq[string], name string) (value string, present, ok bool) {
-	ok = true
-	for line := range lines {
-		for line != "" {
-			var part string
-			part, line, _ = strings.Cut(line, ";")
-			n, v, has := strings.Cut(strings.Trim(part, " \t"), "=")
-			if !has || n != name {
-				continue
-			}
-			if present && v != value {
-				ok = false
-			}
-			value, present = v, true
+	s := scanPool.Get().(*headerScan)
+	s.cookie, s.value, s.present, s.differ = name, "", false, false
+	lines(s.onCookie)
+	value, present, ok = s.value, s.present, !s.differ && s.value != ""
+	s.value = "" // borrowed
+	scanPool.Put(s)
+	return value, present, ok
+}
+
+// headerScan reads the values of a header. It is pooled with the functions
+// that iterators call, since a fresh closure for every header of every request
+// would be most of what a decision allocates.
+type headerScan struct {
+	cookie          string
+	value           string
+	present, differ bool
+	ours            bool
+
+	onCookie, onAuthorization func(string) bool
+}
+
+var scanPool = sync.Pool{New: func() any {
+	s := &headerScan{}
+	s.onCookie = s.readCookies
+	s.onAuthorization = s.readAuthorization
+	return s
+}}
+
+func (s *headerScan) readCookies(line string) bool {
+	for line != "" {
+		var part string
+		part, line, _ = strings.Cut(line, ";")
+		n, v, has := strings.Cut(strings.Trim(part, " \t"), "=")
+		if !has || n != s.cookie {
+			continue
 		}
+		s.differ = s.differ || s.present && v != s.value
+		s.value, s.present = v, true
 	}
-	return value, present, ok && value != ""
+	return true
+}
+
+func (s *headerScan) readAuthorization(value string) bool {
+	s.ours = s.ours || strings.HasPrefix(value, "Pomerium ") || strings.HasPrefix(value, "Bearer Pomerium-")
+	return !s.ours
 }
 
 func openPomeriumHeader(req *Request) (Credential, bool) {
@@ -227,14 +257,20 @@ func eachSessionParam(query string, f func(value string)) {
 	if query == "" || !strings.Contains(query, sessionParam) && !strings.Contains(query, "%") {
 		return
 	}
-	for part := range strings.SplitSeq(query, "&") {
-		if name, value, _ := strings.Cut(part, "="); isSessionParam(name) {
-			if v, err := url.QueryUnescape(value); err == nil {
-				f(v)
-			} else {
-				f("")
-			}
+	// A loop by hand: ranging over an iterator would move the caller's
+	// variables to the heap.
+	for more := true; more; {
+		var part string
+		part, query, more = strings.Cut(query, "&")
+		name, value, _ := strings.Cut(part, "=")
+		if !isSessionParam(name) {
+			continue
 		}
+		v, err := url.QueryUnescape(value)
+		if err != nil {
+			v = ""
+		}
+		f(v)
 	}
 }
 
@@ -271,12 +307,21 @@ func carriesSession(v exchange.View) bool {
 	if v.Header("X-Pomerium-Authorization") != "" {
 		return true
 	}
-	for a := range v.Values("Authorization") {
-		if strings.HasPrefix(a, "Pomerium ") || strings.HasPrefix(a, "Bearer Pomerium-") {
-			return true
-		}
+	if authorizationIsOurs(v) {
+		return true
 	}
 	found := false
 	eachSessionParam(v.RawQuery(), func(string) { found = true })
 	return found
+}
+
+// authorizationIsOurs reports whether an Authorization field carries a
+// credential for us, valid or not.
+func authorizationIsOurs(v exchange.View) bool {
+	s := scanPool.Get().(*headerScan)
+	s.ours = false
+	v.Values("Authorization")(s.onAuthorization)
+	ours := s.ours
+	scanPool.Put(s)
+	return ours
 }

@@ -19,7 +19,6 @@ import (
 	"log/slog"
 	"net/http"
 	"runtime/debug"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -283,10 +282,8 @@ func (e *Engine) authenticate(ctx context.Context, req *Request, now time.Time, 
 	d.Carrier = c.Carrier
 	set := req.Env.settings(req.Route)
 	// Ours must not go upstream, even where another credential won.
-	for a := range req.View.Values("Authorization") {
-		if strings.HasPrefix(a, "Pomerium ") || strings.HasPrefix(a, "Bearer Pomerium-") {
-			d.Strip = set.stripAuth
-		}
+	if authorizationIsOurs(req.View) {
+		d.Strip = set.stripAuth
 	}
 	eachSessionParam(req.View.RawQuery(), func(string) { d.StripQuery = true })
 	if c.Refuse != 0 {

@@ -242,7 +242,7 @@ func (h *house) swap(specs []routeSpec) {
 	h.table = compileTable(h.t, specs)
 	h.options.Routes = h.table.Routes()
 	h.options.Generation++
-	h.options.Log = telemetry.NewAuthorizeLog(h.log, slog.LevelInfo, nil)
+	h.options.Log = telemetry.NewAuthorizeLog(telemetry.NewSink(h.log, 0), slog.LevelInfo, nil)
 	env, err := NewEnv(h.options)
 	if err != nil {
 		h.t.Fatal(err)

@@ -91,7 +91,8 @@ type AccessLog struct {
 	headers []string // names wanted by headers.<Name>
 }
 
-// NewAccessLog makes an access log. fields nil means the defaults; an empty
+// NewAccessLog makes an access log. w gets whole lines from many goroutines: a
+// Sink or a file. fields nil means the defaults; an empty
 // list means none; unknown names are left out (the configuration reports them).
 // Nothing is written while level is above info; /ping and /healthz appear only
 // at debug and below (wire-contract.md §12).

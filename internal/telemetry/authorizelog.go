@@ -116,7 +116,8 @@ type AuthorizeLog struct {
 	allHeaders bool
 }
 
-// NewAuthorizeLog makes an authorize log. fields nil means the defaults; an
+// NewAuthorizeLog makes an authorize log. w gets whole lines from many
+// goroutines: a Sink or a file. fields nil means the defaults; an
 // empty list means only the result; unknown names are left out.
 func NewAuthorizeLog(w io.Writer, level slog.Leveler, fields []string) *AuthorizeLog {
 	a := &AuthorizeLog{w: w, level: level}
