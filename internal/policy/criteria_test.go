@@ -228,3 +228,14 @@ func TestInternalPath(t *testing.T) {
 		}
 	}
 }
+
+func TestDecodePath(t *testing.T) {
+	for target, want := range map[string]string{
+		"/a": "/a", "/a?b": "/a", "/a?b?c": "/a", "/a%2Fb": "/a/b", "/a%3Fb": "/a?b", "/%2561": "/%61", "/a+b": "/a+b", "/a;b": "/a;b",
+		"/a//b/./../c/": "/a//b/./../c/", "/%C3%AB": "/ë", "/%zz": "", "/%": "", "/%4": "", "": "", "?x": "", "*": "*",
+	} {
+		if got := DecodePath(target); got != want {
+			t.Errorf("%q: got %q, want %q", target, got, want)
+		}
+	}
+}
