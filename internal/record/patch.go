@@ -29,7 +29,7 @@ func Modify(ctx context.Context, s ReadWriter, by Actor, typ, id string, change 
 		if attempt > 0 {
 			// Wait a little, each for another while, or the same one of many
 			// would win again and again.
-			timer := time.NewTimer(rand.N(time.Millisecond<<min(attempt, 5)))
+			timer := time.NewTimer(rand.N(time.Millisecond << min(attempt, 5)))
 			select {
 			case <-timer.C:
 			case <-ctx.Done():

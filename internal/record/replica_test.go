@@ -206,8 +206,8 @@ func TestLookup(t *testing.T) {
 		if err := w.c.Ready(); !errors.Is(err, record.ErrUnavailable) {
 			w.Fatalf("ready before the first sync: %v", err)
 		}
-		w.put("a", "1")
-		w.has("a", 0, "1") // before any sync, from the store
+		v1 := w.put("a", "1").Version
+		w.has("a", v1, "1") // before any sync, from the store
 		synctest.Wait()
 		w.ok(w.c.Ready())
 		w.has("a", 0, "1")

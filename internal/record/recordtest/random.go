@@ -10,6 +10,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 
 	"postern/internal/record"
 )
@@ -19,9 +20,11 @@ import (
 func random(t *testing.T, open Open) {
 	for seed := range uint64(4) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
-			s := &suite{T: t, s: open(t), ctx: t.Context()}
-			t.Cleanup(func() { s.s.Close() })
-			newWalk(s, seed).run(400)
+			synctest.Test(t, func(t *testing.T) { // heartbeats cost nothing
+				s := &suite{T: t, s: open(t), ctx: t.Context()}
+				t.Cleanup(func() { s.s.Close() })
+				newWalk(s, seed).run(400)
+			})
 		})
 	}
 	t.Run("many writers and watchers", func(t *testing.T) {

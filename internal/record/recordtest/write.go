@@ -280,30 +280,30 @@ var writeCases = []testCase{
 		}
 	}},
 	{"tombstones end when they are old enough", true, func(s *suite) {
-		s.options(typ, record.Options{Tombstone: 2 * time.Hour})
+		s.options(typ, record.Options{Tombstone: 10 * time.Minute})
 		s.options(other, record.Options{Tombstone: record.Forever})
 		s.put(doc(typ, "a", ""), doc(other, "a", ""))
 		s.delete(typ, "a")
 		s.delete(other, "a")
-		time.Sleep(2*time.Hour - time.Minute)
+		time.Sleep(9 * time.Minute)
 		_, err := s.s.Put(s.ctx, me, doc(typ, "a", ""))
 		s.want(record.ErrDeleted, err)
 		time.Sleep(2 * time.Minute)
 		s.put(doc(typ, "a", ""))
-		time.Sleep(5 * time.Hour)
+		time.Sleep(2 * time.Hour)
 		_, err = s.s.Put(s.ctx, me, doc(other, "a", ""))
 		s.want(record.ErrDeleted, err)
 	}},
 	{"ttl", true, func(s *suite) {
-		s.options(typ, record.Options{TTL: time.Hour, Indexes: []string{"user"}, Tombstone: 24 * time.Hour})
+		s.options(typ, record.Options{TTL: 10 * time.Minute, Indexes: []string{"user"}, Tombstone: 24 * time.Hour})
 		s.put(indexed(typ, "a", map[string]string{"user": "u"}), indexed(typ, "b", map[string]string{"user": "u"}))
 		s.put(doc(other, "kept", ""))
 		f := s.watch(typ, record.Cursor{})
 		f.sync("a", "b")
-		time.Sleep(30 * time.Minute)
+		time.Sleep(5 * time.Minute)
 		b := s.put(indexed(typ, "b", map[string]string{"user": "u"}))[0] // a write begins its time anew
 		f.changed("b")
-		time.Sleep(30*time.Minute - time.Millisecond)
+		time.Sleep(5*time.Minute - time.Millisecond)
 		s.get(typ, "a")
 		time.Sleep(time.Millisecond)
 		// At this instant, whether or not anything was swept.
@@ -316,7 +316,7 @@ var writeCases = []testCase{
 		if got := s.get(typ, "b"); got.Version != b.Version {
 			s.Fatalf("b is at %d, want %d", got.Version, b.Version)
 		}
-		time.Sleep(time.Hour)
+		time.Sleep(10 * time.Minute)
 		f.gone("b")
 		s.get(other, "kept")
 		// Without tombstones an expired id is free.
