@@ -131,7 +131,7 @@ func ChooseSSH(res *Result, later bool) Choice {
 }
 
 // Follows tells whether a client can follow a redirect to sign in (wire
-// contract §1.3): not with a token in a header or the query, not gRPC, and not
+// contract §1.4): not with a token in a header or the query, not gRPC, and not
 // if it prefers something other than HTML. contentType and accept are the
 // header values, "" if missing.
 func Follows(contentType, accept string, token bool) bool {
