@@ -1,0 +1,6 @@
+//go:build !race
+
+package authz
+
+// Both are the test view's own iterators.
+const allocationsPromised = 2
