@@ -118,7 +118,7 @@ func appendString(b []byte, s string) []byte {
 		case r == utf8.RuneError && n == 1:
 			b = append(b, s[start:i]...)
 			b = append(b, `\ufffd`...)
-		case r == '\u2028' || r == '\u2029' || r == 0x85:
+		case r == '\u2028' || r == '\u2029' || r <= 0x9f: // C1 controls steer terminals too
 			b = append(b, s[start:i]...)
 			b = append(b, '\\', 'u', hexDigits[r>>12&15], hexDigits[r>>8&15], hexDigits[r>>4&15], hexDigits[r&15])
 		default:
@@ -153,7 +153,14 @@ func (l *line) object(name string, m map[string]any) {
 			l.b = append(l.b, `"`+redacted+`"`...)
 			continue
 		}
-		l.b = append(l.b, redactText(string(v))...)
+		for _, r := range redactText(string(v)) {
+			// encoding/json leaves DEL and the C1 controls as they are.
+			if r >= 0x7f && r <= 0x9f {
+				l.b = append(l.b, '\\', 'u', '0', '0', hexDigits[r>>4], hexDigits[r&15])
+			} else {
+				l.b = utf8.AppendRune(l.b, r)
+			}
+		}
 	}
 	l.b = append(l.b, '}')
 }
