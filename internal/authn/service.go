@@ -209,7 +209,7 @@ func (s *Service) DefaultProvider() string { return s.providers[0].ID() }
 // Endpoint is one of sign-in's own addresses.
 type Endpoint struct {
 	Path           string
-	Prefix         bool // everything below Path too
+	Prefix         bool // everything below Path, which ends in "/", too
 	SignInHostOnly bool
 	Handler        func(http.ResponseWriter, *http.Request, *session.Caller)
 }
@@ -219,7 +219,8 @@ func (s *Service) Endpoints() []Endpoint {
 	return []Endpoint{
 		{Path: pathSignIn, SignInHostOnly: true, Handler: s.SignIn},
 		{Path: identity.LocalPath, SignInHostOnly: true, Handler: s.Local},
-		{Path: pathOAuth, Prefix: true, SignInHostOnly: true, Handler: s.OAuthCallback},
+		{Path: pathOAuth, SignInHostOnly: true, Handler: s.OAuthCallback},
+		{Path: pathOAuth + "/", Prefix: true, SignInHostOnly: true, Handler: s.OAuthCallback},
 		{Path: pathSignedOut, SignInHostOnly: true, Handler: s.SignedOut},
 		{Path: pathVerifyAccess, SignInHostOnly: true, Handler: s.VerifyAccessToken},
 		{Path: pathVerifyID, SignInHostOnly: true, Handler: s.VerifyIdentityToken},
