@@ -21,6 +21,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -212,9 +213,9 @@ func (b *backend) explain(err error) error {
 	switch {
 	case err == nil || errors.Is(err, record.ErrUnavailable):
 		return err
-	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT), errors.Is(err, syscall.EFBIG):
+	case is(err, syscall.ENOSPC), is(err, syscall.EDQUOT), is(err, syscall.EFBIG):
 		return fmt.Errorf("%w: no room to write %s (%w); free disk space or raise the limit. What was acknowledged before is safe", record.ErrUnavailable, b.path, err)
-	case errors.Is(err, syscall.EROFS), errors.Is(err, fs.ErrPermission):
+	case is(err, syscall.EROFS), errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("%w: %s cannot be written (%w); give this user write access to %s, or choose another directory in databroker_storage_connection_string", record.ErrUnavailable, b.path, err, b.dir)
 	case errors.Is(err, bolterrors.ErrDatabaseNotOpen):
 		return fmt.Errorf("%w: it was closed; the process is stopping", record.ErrUnavailable)
@@ -224,10 +225,15 @@ func (b *backend) explain(err error) error {
 		return damaged(b.path, err.Error())
 	}
 	var sys syscall.Errno
-	if errors.As(err, &sys) {
+	if errors.As(err, &sys) || is(err, syscall.EIO) {
 		return fmt.Errorf("%w: %s: %w; check the disk", record.ErrUnavailable, b.path, err)
 	}
 	return err
+}
+
+// is also knows an error by its text, since bbolt does not wrap all of them.
+func is(err error, no syscall.Errno) bool {
+	return errors.Is(err, no) || strings.HasSuffix(err.Error(), no.Error())
 }
 
 // View implements engine.Backend.
