@@ -397,7 +397,7 @@ func (d *decoder) checkReuse(path string, reuse time.Duration) {
 func (d *decoder) checkStore() {
 	s := &d.cfg.Store
 	if s.Type == "postgres" && s.ConnectionString == "" && !d.isSet("databroker_storage_connection_string_file") {
-		d.bad("databroker_storage_connection_string", "postgres needs a connection string", "write postgres://user@host/database")
+		d.bad("databroker_storage_type", "postgres needs a connection string", "set databroker_storage_connection_string: postgres://user@host/database")
 	}
 	if s.Type == "file" && s.ConnectionString != "" {
 		if u, err := url.Parse(s.ConnectionString); err != nil || u.Scheme != "file" && u.Scheme != "" || u.Host != "" || u.Path == "" {

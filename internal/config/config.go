@@ -131,10 +131,10 @@ type Services struct {
 
 	Services []string `key:"services" form:"services" default:"all" status:"acts" doc:"Roles of this process: all, or any of authenticate, authorize, proxy and databroker (also called cache), joined by commas. Only all is served yet."`
 
-	AuthorizeServiceURL          *url.URL   `key:"authorize_service_url" status:"accepted" doc:"Where authorize is reached."`
+	AuthorizeServiceURL          *url.URL   `key:"authorize_service_url" status:"accepted" doc:"Where authorize is reached; http://127.0.0.1:5443 if unset."`
 	AuthorizeServiceURLs         []*url.URL `key:"authorize_service_urls" status:"accepted" doc:"Where authorize is reached, several; added to authorize_service_url."`
 	AuthorizeInternalServiceURL  *url.URL   `key:"authorize_internal_service_url" status:"accepted" doc:"Where authorize is reached from inside, and the name it serves."`
-	DatabrokerServiceURL         *url.URL   `key:"databroker_service_url" status:"accepted" doc:"Where the databroker is reached."`
+	DatabrokerServiceURL         *url.URL   `key:"databroker_service_url" status:"accepted" doc:"Where the databroker is reached; http://127.0.0.1:5443 if unset."`
 	DatabrokerServiceURLs        []*url.URL `key:"databroker_service_urls" status:"accepted" doc:"Where the databroker is reached, several; added to databroker_service_url."`
 	DatabrokerInternalServiceURL *url.URL   `key:"databroker_internal_service_url" status:"accepted" doc:"Where the databroker is reached from inside, and the name it serves."`
 	OverrideCertificateName      string     `key:"override_certificate_name" status:"accepted" doc:"Name expected in the certificates of internal connections; may hold *."`

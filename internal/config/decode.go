@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"reflect"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -102,6 +103,11 @@ func (d *decoder) bad(path, message, hint string) {
 	d.problem(LevelFatal, KindInvalid, path, message, hint)
 }
 
+// failed reports whether path itself is already known to be wrong.
+func (d *decoder) failed(path string) bool {
+	return slices.ContainsFunc(d.problems, func(p Problem) bool { return p.Path == path && p.Level == LevelFatal })
+}
+
 func indexed(list string, i int) string { return list + "[" + strconv.Itoa(i) + "]" }
 
 // applyDefaults sets the declared defaults of a block.
@@ -147,6 +153,7 @@ func (d *decoder) document(file string, root *yaml.Node) {
 // block decodes a mapping into a struct. Keys match in any case.
 func (d *decoder) block(n *yaml.Node, v reflect.Value, s *schema, path string) {
 	seen := make(map[string]*yaml.Node, len(n.Content)/2)
+	taken := make(map[*declared]*yaml.Node, len(n.Content)/2)
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		k, val := n.Content[i], n.Content[i+1]
 		if k.Kind != yaml.ScalarNode {
@@ -172,10 +179,11 @@ func (d *decoder) block(n *yaml.Node, v reflect.Value, s *schema, path string) {
 			continue
 		}
 		full := path + key.name
-		if key.name != name && seen[key.name] != nil {
-			d.fail(k, path+name, name+" and "+key.name+" are the same setting", "keep "+key.name)
+		if before := taken[key]; before != nil {
+			d.fail(k, path+name, name+" and "+strings.ToLower(before.Value)+" are the same setting", "keep "+key.name)
 			continue
 		}
+		taken[key] = k
 		if d.overruled[full] {
 			continue
 		}
@@ -232,7 +240,7 @@ func (d *decoder) unknown(k, val *yaml.Node, s *schema, path, name string) {
 	if near := suggest(name, known); near != "" && near != name {
 		p.Hint = "did you mean " + near + "?"
 		if key := s.byName[near]; key != nil && key.narrows {
-			p.Kind = KindMisspelt
+			p.Kind, p.Level = KindMisspelt, LevelWarning
 			p.Message = "the key is unknown, so what it should restrict is not restricted"
 		}
 	} else if path == "" && routeKeys().byName[name] != nil {
@@ -328,6 +336,8 @@ func (d *decoder) plain(n *yaml.Node, v reflect.Value, key *declared, path strin
 	fail := func(err error) {
 		hint := ""
 		switch typeWord(v.Type()) {
+		case "int", "uint", "float":
+			hint = "write a number"
 		case "bool":
 			hint = "write true or false"
 		case "duration":

@@ -101,10 +101,9 @@ func parseYAML(name string, text []byte) (root *yaml.Node, problems []Problem) {
 			return nil, nil
 		}
 		message := strings.TrimPrefix(err.Error(), "yaml: ")
-		p := Problem{File: name}
+		p := Problem{File: name, Line: 1, Column: 1} // the parser names no line for the first
 		if m := yamlErrorLine.FindStringSubmatch(message); m != nil {
 			p.Line, _ = strconv.Atoi(m[1])
-			p.Column = 1
 			message = strings.Replace(message, m[0], "", 1)
 		}
 		p.Message = "malformed YAML: " + message

@@ -305,6 +305,9 @@ func (d *decoder) serverCertificates(files *fileSet) {
 	c := &d.cfg.Certs
 	for i, pair := range c.Certificates {
 		at := indexed("certificates", i)
+		if d.failed(at) {
+			continue
+		}
 		if pair.Cert == "" || pair.Key == "" {
 			d.bad(at, "cert and key belong together, and one is missing", "give the paths of both files")
 			continue

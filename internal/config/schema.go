@@ -58,8 +58,8 @@ var (
 // schemas are the keys of a document and those of one route.
 func schemas() (global, route *schema) {
 	schemaOnce.Do(func() {
-		globalSchema = buildSchema(reflect.TypeFor[Config](), "", "")
-		routeSchema = buildSchema(reflect.TypeFor[Route](), "routes[].", "-")
+		globalSchema = buildSchema(reflect.TypeFor[Config](), "", "", "")
+		routeSchema = buildSchema(reflect.TypeFor[Route](), "routes[].", "-", "")
 	})
 	return globalSchema, routeSchema
 }
@@ -69,9 +69,10 @@ func routeKeys() *schema  { _, r := schemas(); return r }
 
 // buildSchema collects the keys that typ declares. path is put before their
 // names and env before the names of their variables; env "-" means none.
-func buildSchema(typ reflect.Type, path, env string) *schema {
+// section is theirs unless they say another.
+func buildSchema(typ reflect.Type, path, env, section string) *schema {
 	s := &schema{typ: typ, byName: map[string]*declared{}}
-	s.collect(typ, nil, path, env, "")
+	s.collect(typ, nil, path, env, section)
 	return s
 }
 
@@ -115,7 +116,7 @@ func (s *schema) collect(typ reflect.Type, index []int, path, env, section strin
 			if suffix == "." && d.env != "" {
 				below = d.env + "_"
 			}
-			d.block = buildSchema(block, d.path+suffix, below)
+			d.block = buildSchema(block, d.path+suffix, below, d.section)
 		}
 		if d.hasDefault {
 			d.parseDefault()

@@ -16,7 +16,7 @@ type Config struct {
 	DNSFailureRefreshRate  *time.Duration `key:"dns_failure_refresh_rate" status:"accepted" doc:"How soon a failed lookup is tried again; at least 1ms."`
 	DNSQueryTimeout        *time.Duration `key:"dns_query_timeout" status:"accepted" doc:"Time for one DNS query; whole seconds are used."`
 	DNSQueryTries          *uint32        `key:"dns_query_tries" strict:"true" status:"accepted" doc:"Tries per DNS query."`
-	DNSUDPMaxQueries       *uint32        `key:"dns_udp_max_queries" strict:"true" status:"accepted" doc:"Queries per UDP port before another one is used."`
+	DNSUDPMaxQueries       *uint32        `key:"dns_udp_max_queries" default:"100" strict:"true" status:"accepted" doc:"Queries per UDP port before another one is used."`
 	DNSUseTCP              *bool          `key:"dns_use_tcp" strict:"true" status:"accepted" doc:"Ask DNS over TCP."`
 	DNSResolvers           []string       `key:"dns_resolvers" status:"accepted" doc:"Resolvers, udp://IP:port or tcp://IP:port; the system's if unset."`
 	BindSourceAddress      string         `key:"envoy_bind_config_source_address" status:"accepted" doc:"Source IP address of connections to upstreams."`
