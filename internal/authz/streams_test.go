@@ -245,6 +245,20 @@ func TestRevokedBetweenDecideAndRegister(t *testing.T) {
 			t.Errorf("changed during a re-decision: %q", c3.was())
 		}
 		s.engine.CloseStream(st)
+
+		// During a re-decision that moves the stream to another user record:
+		// that one changes before the stream is found under it.
+		req = s.live("a", "a@corp.test", "chat.corp.test")
+		s.users.set("x", &session.User{ID: "x", Email: "x@corp.test"})
+		var c4 cutter
+		st, _ = s.engine.Open(t.Context(), req, c4.cut)
+		s.users.hook = func() { s.users.set("x", &session.User{ID: "x", Email: "x@evil.test"}) }
+		s.sessions.set("s-a", &session.Session{ID: "s-a", UserID: "x", ExpiresAt: time.Now().Add(time.Hour)})
+		synctest.Wait()
+		if c4.was() != CutRefused {
+			t.Errorf("the next user changed during a re-decision: %q", c4.was())
+		}
+		s.engine.CloseStream(st)
 	})
 }
 
