@@ -1,0 +1,50 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"postern/internal/demo"
+	"postern/internal/server"
+)
+
+func runCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "run", Short: "Run the proxy (as postern without a subcommand does)", Args: noArgs}
+	path := configFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return run(cmd.Context(), *path) }
+	return cmd
+}
+
+// run serves until the context ends. SIGHUP reads the configuration again.
+func run(ctx context.Context, configFile string) error {
+	if configFile != "" {
+		if _, err := os.Stat(filepath.Join(filepath.Dir(configFile), demo.Marker)); err == nil {
+			return fmt.Errorf("%s belongs to postern demo, whose keys and passwords are known: copy what you need into a configuration of your own", configFile)
+		}
+	}
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	again := make(chan struct{})
+	go func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-hup:
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case again <- struct{}{}:
+			}
+		}
+	}()
+	return server.Run(ctx, server.Options{ConfigFile: configFile, Env: os.Environ(), Version: buildVersion(), Sighup: again})
+}

@@ -1,0 +1,120 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"sort"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"postern/internal/server"
+)
+
+// controlFlags add the ways to name a running server: its configuration, or
+// its control socket.
+type controlFlags struct{ config, socket string }
+
+func (f *controlFlags) add(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.config, "config", "", "configuration of the running server")
+	cmd.Flags().StringVar(&f.socket, "control", "", "control socket of the running server")
+}
+
+func (f *controlFlags) client() (*server.Client, error) {
+	path := f.socket
+	if path == "" {
+		cfg, err := loadConfig(f.config)
+		if err != nil {
+			return nil, err
+		}
+		path = server.ControlPath(cfg)
+	}
+	if path == "" {
+		return nil, fmt.Errorf("the control socket is off (control_address): name another with --control")
+	}
+	return server.Dial(path), nil
+}
+
+func printJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
+func statusCommand() *cobra.Command {
+	var f controlFlags
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use: "status", Short: "Ask a running server how it is", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := f.client()
+			if err != nil {
+				return err
+			}
+			var s server.Status
+			if err := c.Call(cmd.Context(), "GET", "/v1/status", nil, &s); err != nil {
+				return err
+			}
+			w := cmd.OutOrStdout()
+			if asJSON {
+				return printJSON(w, s)
+			}
+			fmt.Fprintf(w, "postern %s, up %s, generation %d, %d routes, records in %s\n",
+				s.Version, time.Since(s.StartedAt).Round(time.Second), s.Generation, s.Routes, s.Storage)
+			fmt.Fprintf(w, "configuration %s, checksum %s, taken %s\n", s.Config.File, s.Config.Checksum, s.Config.LoadedAt.Local().Format(time.DateTime))
+			for _, k := range sortedKeys(s.Listeners) {
+				fmt.Fprintf(w, "  listening: %-10s %s\n", k, s.Listeners[k])
+			}
+			for _, k := range sortedKeys(s.Checks) {
+				fmt.Fprintf(w, "  check: %-26s %s\n", k, s.Checks[k])
+			}
+			for _, p := range s.Config.Problems {
+				fmt.Fprintf(w, "  refused change: %s\n", p)
+			}
+			return nil
+		},
+	}
+	f.add(cmd)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+func sortedKeys(m map[string]string) []string {
+	out := make([]string, 0, len(m))
+	for k := range m {
+		out = append(out, k)
+	}
+	sort.Strings(out)
+	return out
+}
+
+func reloadCommand() *cobra.Command {
+	var f controlFlags
+	cmd := &cobra.Command{
+		Use: "reload", Short: "Make a running server read its configuration again", Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := f.client()
+			if err != nil {
+				return err
+			}
+			var out struct {
+				OK       bool
+				Problems []string
+			}
+			if err := c.Call(cmd.Context(), "POST", "/v1/reload", nil, &out); err != nil {
+				return err
+			}
+			for _, p := range out.Problems {
+				fmt.Fprintln(cmd.ErrOrStderr(), p)
+			}
+			if !out.OK {
+				return fmt.Errorf("the new configuration was refused and the old one goes on serving: mend what is listed above")
+			}
+			fmt.Fprintln(cmd.OutOrStdout(), "the configuration was taken")
+			return nil
+		},
+	}
+	f.add(cmd)
+	return cmd
+}

@@ -1,0 +1,548 @@
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+
+	"postern/internal/authn"
+	"postern/internal/authz"
+	"postern/internal/certs"
+	"postern/internal/config"
+	"postern/internal/exchange"
+	"postern/internal/identity"
+	"postern/internal/pages"
+	"postern/internal/policy"
+	"postern/internal/proxy"
+	"postern/internal/route"
+	"postern/internal/session"
+	"postern/internal/telemetry"
+	"postern/internal/upstream"
+)
+
+// generation is everything made from one configuration. It is immutable.
+type generation struct {
+	number  uint64
+	cfg     *config.Config
+	proxy   *proxy.Generation
+	pool    *upstream.Pool
+	authn   *authn.Service
+	tls     func(*tls.ClientHelloInfo) (*tls.Config, error)
+	stop    func() // ends what runs in its background
+	touched func(*session.Caller)
+}
+
+func newID() string { return uuid.NewString() }
+
+// dataDir is where this process keeps things.
+func dataDir(cfg *config.Config) string {
+	if d := cfg.Store.DataDir; d != "" {
+		return d
+	}
+	base := os.Getenv("XDG_DATA_HOME")
+	if base == "" {
+		if home, err := os.UserHomeDir(); err == nil {
+			base = filepath.Join(home, ".local", "share")
+		}
+	}
+	if base == "" {
+		return ""
+	}
+	return filepath.Join(base, "postern")
+}
+
+// ControlPath is where the control socket of a configuration is; "" is off.
+func ControlPath(cfg *config.Config) string {
+	switch p := cfg.Control.ControlAddress; p {
+	case "":
+	case "off", "none":
+		return ""
+	default:
+		return strings.TrimPrefix(p, "unix://")
+	}
+	if d := dataDir(cfg); d != "" {
+		return filepath.Join(d, "control.sock")
+	}
+	return ""
+}
+
+// compiled is what a configuration becomes without touching the world outside:
+// the part that Check runs too.
+type compiled struct {
+	table     *route.Table
+	signIn    *url.URL
+	shared    bool // the sign-in host serves a route as well
+	specs     []upstream.Spec
+	routes    []*config.Route // by slot
+	cookies   session.CookieNames
+	accounts  []session.LocalAccount
+	provider  identity.Settings
+	admin     *policy.Set
+	certRule  bool
+	clientCAs bool
+}
+
+// Check compiles a configuration and gives everything that is wrong with it
+// (postern validate). It touches no network.
+func Check(cfg *config.Config) []config.Problem {
+	c, problems := compile(cfg)
+	if config.Fatal(problems) {
+		return problems
+	}
+	pool, failed := upstream.Build(c.specs, nil)
+	for _, f := range failed {
+		problems = append(problems, c.problem(f.Slot, f.Err))
+	}
+	if pool != nil {
+		defer pool.Close()
+	}
+	if _, err := certs.New(c.certOptions(cfg, make([]byte, session.KeySize), nil)); err != nil {
+		problems = append(problems, config.Problem{Path: "certificates", Message: err.Error()})
+	}
+	if _, err := authz.ParseSigningKeys(cfg.Authz.SigningKey); cfg.Authz.SigningKey != nil && err != nil {
+		problems = append(problems, config.Problem{Path: "signing_key", Message: err.Error()})
+	}
+	return problems
+}
+
+func (c *compiled) certOptions(cfg *config.Config, secret []byte, local *certs.LocalCA) certs.Options {
+	o := certs.Options{Config: cfg.Certs, Secret: secret, LocalCA: local, RouteCAs: map[*route.Route][]byte{}}
+	for _, rt := range c.table.Routes() {
+		if ca := c.routes[rt.Slot].Certs.TLSDownstreamClientCA; len(ca) > 0 {
+			o.RouteCAs[rt] = ca
+		}
+	}
+	return o
+}
+
+func (c *compiled) problem(slot int, err error) config.Problem {
+	p := config.Problem{Message: err.Error()}
+	if slot >= 0 && slot < len(c.routes) {
+		r := c.routes[slot]
+		p.File, p.Line, p.Column, p.Path = r.File, r.Line, r.Column, r.Path()
+	}
+	return p
+}
+
+// compile makes routes, policies and settings out of words.
+func compile(cfg *config.Config) (*compiled, []config.Problem) {
+	c := &compiled{}
+	var problems []config.Problem
+	fail := func(path string, err error) {
+		problems = append(problems, config.Problem{Path: path, Message: err.Error()})
+	}
+	name := ""
+	if cfg.Authn.CookieNameSet {
+		name = cfg.Authn.CookieName
+	}
+	c.cookies = session.NewCookieNames(name, cfg.Authn.CookieDomain)
+	if err := c.signInHost(cfg); err != nil {
+		fail("authenticate_service_url", err)
+	}
+	c.provider = providerSettings(cfg, c.signIn)
+	providerID := ""
+	if p, err := identity.New(c.provider, identity.Deps{}); err != nil {
+		fail("idp_provider", err)
+	} else {
+		providerID = p.ID()
+	}
+	if f := cfg.Identity.LocalUsersFile; f != "" {
+		b, err := os.ReadFile(f)
+		if err == nil {
+			c.accounts, err = identity.ParseUsers(b)
+		}
+		if err != nil {
+			fail("local_users_file", err)
+		}
+	}
+	c.clientCAs = len(cfg.Certs.DownstreamMTLS.CA) > 0
+	for _, r := range cfg.Routes {
+		if len(r.Certs.TLSDownstreamClientCA) > 0 {
+			c.clientCAs = true
+		}
+	}
+	c.certRule = c.clientCAs && cfg.Certs.DownstreamMTLS.Enforcement != certs.EnforcePolicy
+
+	var routes []*route.Route
+	for _, r := range cfg.Routes {
+		rt, more := compileRoute(cfg, r, providerID)
+		problems = append(problems, more...)
+		if rt == nil {
+			continue
+		}
+		routes = append(routes, rt)
+		c.routes = append(c.routes, r)
+		c.specs = append(c.specs, upstreamSpec(cfg, r))
+	}
+	if cfg.Control.AdminPolicy != nil {
+		p, warnings, err := policy.ParseNode("admin_policy", cfg.Control.AdminPolicy, policy.Options{FoldCase: true, Path: "admin_policy"})
+		problems = append(problems, policyProblems(warnings, err, "", "admin_policy")...)
+		c.admin = policy.NewSet(policy.Pool{Own: p})
+	}
+	options := route.Options{MatchAnyIncomingPort: cfg.Flag("match_any_incoming_port")}
+	if c.signIn != nil {
+		options.SignInHosts = []route.SignInHost{{Authority: defaultPortOff(c.signIn.Host), Shared: c.shared}}
+	}
+	table, err := route.NewTable(routes, options)
+	if err != nil {
+		fail("routes", err)
+	}
+	c.table = table
+	return c, problems
+}
+
+func defaultPortOff(host string) string { return strings.TrimSuffix(strings.ToLower(host), ":443") }
+
+// hostedSignIn is the vendor's own sign-in, which an open product cannot use.
+const hostedSignIn = "authenticate.pomerium.app"
+
+// signInHost decides where people sign in (decision 10).
+func (c *compiled) signInHost(cfg *config.Config) error {
+	if u := cfg.Authn.AuthenticateServiceURL; u != nil && u.Hostname() != hostedSignIn {
+		c.signIn = u
+		for _, r := range cfg.Routes {
+			if from, err := url.Parse(r.Match.From); err == nil && defaultPortOff(from.Host) == defaultPortOff(u.Host) {
+				c.shared = true
+			}
+		}
+		return nil
+	}
+	for _, r := range cfg.Routes {
+		from, err := url.Parse(r.Match.From)
+		if err != nil || from.Scheme != "https" && from.Scheme != "http" || strings.Contains(from.Host, "*") {
+			continue
+		}
+		c.signIn, c.shared = &url.URL{Scheme: "https", Host: from.Host}, true
+		return nil
+	}
+	// Nothing to sign in to: routes may all be wildcards or tunnels.
+	c.signIn = &url.URL{Scheme: "https", Host: "localhost"}
+	if len(cfg.Routes) == 0 {
+		return nil
+	}
+	for _, r := range cfg.Routes {
+		if !r.Authz.AllowPublicUnauthenticatedAccess {
+			return errors.New("no host can serve sign-in, because no route has an https address without wildcard: set authenticate_service_url to a host of its own")
+		}
+	}
+	return nil
+}
+
+func providerSettings(cfg *config.Config, signIn *url.URL) identity.Settings {
+	i := &cfg.Identity
+	s := identity.Settings{
+		Provider: i.IDPProvider, URL: i.IDPProviderURL, ClientID: i.IDPClientID,
+		ClientSecret: session.NewSecret([]byte(i.IDPClientSecret)),
+		Scopes:       i.IDPScopes, Params: i.IDPRequestParams,
+	}
+	if signIn != nil {
+		s.AuthenticateURL = "https://" + strings.ToLower(signIn.Host)
+	}
+	return s
+}
+
+// compileRoute makes one route with its policies.
+func compileRoute(cfg *config.Config, r *config.Route, providerID string) (*route.Route, []config.Problem) {
+	var problems []config.Problem
+	fail := func(err error) {
+		problems = append(problems, config.Problem{File: r.File, Line: r.Line, Column: r.Column, Path: r.Path(), Message: err.Error()})
+	}
+	s := route.Spec{
+		ID: r.Match.ID, From: r.Match.From, Prefix: r.Match.Prefix, Path: r.Match.Path, Regex: r.Match.Regex,
+		RegexPriorityOrder: r.Match.RegexPriorityOrder, DownstreamServerName: r.Match.TLSDownstreamServerName,
+		Name: r.Match.Name, Description: r.Match.Description, LogoURL: r.Match.LogoURL,
+		Access: route.Access{
+			Public: r.Authz.AllowPublicUnauthenticatedAccess, AnyUser: r.Authz.AllowAnyAuthenticatedUser,
+			CORSPreflight: r.Authz.CORSAllowPreflight, ShowErrorDetails: r.Authz.ShowErrorDetails,
+			PassIdentityHeaders: r.Authz.PassIdentityHeaders, IssuerFormat: r.Authz.JWTIssuerFormat,
+			GroupsFilter: r.Authz.JWTGroupsFilter, AssertionReuse: r.Authz.AssertionReuse,
+			DependsOn: r.Authn.DependsOn, IDPID: providerID,
+		},
+	}
+	for _, e := range r.Upstream.To {
+		s.To = append(s.To, e.String())
+	}
+	if r.Proxy.Redirect != nil {
+		s.Redirect = fmt.Sprintf("%+v", *r.Proxy.Redirect)
+	}
+	if r.Proxy.Response != nil {
+		s.Response = fmt.Sprintf("%+v", *r.Proxy.Response)
+	}
+	attach := func(a route.Attached) {
+		if a.Policy != nil {
+			s.Policies = append(s.Policies, a)
+		}
+	}
+	if r.Policy != nil {
+		path := r.Path() + ".policy"
+		p, warnings, err := policy.ParseNode(r.File, r.Policy, policy.Options{FoldCase: true, Path: path})
+		problems = append(problems, policyProblems(warnings, err, r.File, path)...)
+		attach(route.Attached{Policy: p})
+	}
+	for i, sub := range r.Authz.SubPolicies {
+		a, more := subPolicy(sub, fmt.Sprintf("%s.sub_policies[%d]", r.Path(), i), r)
+		problems = append(problems, more...)
+		for _, x := range a {
+			attach(x)
+		}
+	}
+	short, err := policy.Shortcuts{
+		Public: r.Authz.AllowPublicUnauthenticatedAccess, CORSPreflight: r.Authz.CORSAllowPreflight, AnyUser: r.Authz.AllowAnyAuthenticatedUser,
+		Domains: r.Authz.AllowedDomains, Claims: r.Authz.AllowedIDPClaims, Users: r.Authz.AllowedUsers, FoldCase: true,
+	}.Policy()
+	if err != nil {
+		fail(err)
+	}
+	attach(route.Attached{Policy: short})
+	rt, err := route.New(s)
+	if err != nil {
+		fail(err)
+		return nil, problems
+	}
+	return rt, problems
+}
+
+// subPolicy compiles a shared policy: its document, and its short lists as one
+// more allow rule under the same id.
+func subPolicy(sub authz.SubPolicy, path string, r *config.Route) ([]route.Attached, []config.Problem) {
+	var out []route.Attached
+	var problems []config.Problem
+	base := route.Attached{ID: sub.ID, Explanation: sub.Explanation, Remediation: sub.Remediation}
+	if sub.SourcePPL != "" {
+		p, warnings, err := policy.Parse(r.File, []byte(sub.SourcePPL), policy.Options{FoldCase: true, Path: path + ".source_ppl"})
+		problems = append(problems, policyProblems(warnings, err, r.File, path+".source_ppl")...)
+		a := base
+		a.Policy = p
+		out = append(out, a)
+	}
+	short, err := policy.Shortcuts{Domains: sub.AllowedDomains, Claims: sub.AllowedIDPClaims, Users: sub.AllowedUsers, FoldCase: true}.Policy()
+	if err != nil {
+		problems = append(problems, config.Problem{File: r.File, Line: r.Line, Column: r.Column, Path: path, Message: err.Error()})
+	}
+	if short != nil {
+		a := base
+		a.Policy = short
+		out = append(out, a)
+	}
+	return out, problems
+}
+
+// policyProblems brings what the policy parser says into the form of
+// configuration problems.
+func policyProblems(warnings []policy.Problem, err error, file, path string) []config.Problem {
+	var out []config.Problem
+	one := func(p policy.Problem, level config.Level) {
+		out = append(out, config.Problem{File: file, Line: p.Line, Column: p.Column, Path: p.Path, Message: p.Message, Level: level})
+	}
+	var list policy.Problems
+	switch {
+	case errors.As(err, &list):
+		for _, p := range list {
+			one(p, config.LevelFatal)
+		}
+	case err != nil:
+		out = append(out, config.Problem{File: file, Path: path, Message: err.Error()})
+	}
+	for _, w := range warnings {
+		one(w, config.LevelWarning)
+	}
+	return out
+}
+
+func upstreamSpec(cfg *config.Config, r *config.Route) upstream.Spec {
+	if r.Proxy.Redirect != nil || r.Proxy.Response != nil {
+		return upstream.Spec{}
+	}
+	web := r.Proxy.AllowWebsockets
+	for _, u := range r.Proxy.Resolved.Upgrades {
+		web = web || strings.EqualFold(u, "websocket")
+	}
+	return upstream.SpecOf(r.Upstream, web, cfg.Certs.ExtraRoots)
+}
+
+// build makes a generation. Whatever it starts is ended by its stop.
+func (s *Server) build(ctx context.Context, cfg *config.Config, previous *generation) (*generation, error) {
+	c, problems := compile(cfg)
+	if config.Fatal(problems) {
+		return nil, problemList(problems)
+	}
+	s.report(problems)
+	keys, err := s.keys(cfg)
+	if err != nil {
+		return nil, err
+	}
+	g := &generation{number: s.number + 1, cfg: cfg}
+
+	renderer, err := pages.New(cfg.Pages.Branding())
+	if err != nil {
+		return nil, fmt.Errorf("branding: %w", err)
+	}
+	for _, n := range renderer.Notes() {
+		s.log.Warn("branding: " + n)
+	}
+	certificates, err := certs.New(c.certOptions(cfg, s.secret.Reveal(), s.o.LocalCA))
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range certificates.Notes() {
+		s.log.Warn("certificates: " + n)
+	}
+	// One tls.Config for the generation, so that tickets resume; a new
+	// generation has new ticket keys, so that client certificates are shown
+	// again.
+	listener := certificates.TLSConfig(nextProtos(cfg.Proxy.CodecType))
+	g.tls = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		if listener.GetConfigForClient != nil {
+			if c, err := listener.GetConfigForClient(hello); c != nil || err != nil {
+				return c, err
+			}
+		}
+		return listener, nil
+	}
+	settings, err := proxy.NewSettings(cfg.Proxy, c.cookies)
+	if err != nil {
+		return nil, err
+	}
+	provider, err := identity.New(c.provider, identity.Deps{Now: time.Now, Log: s.log, Accounts: s.store, LocalUsers: c.accounts})
+	if err != nil {
+		return nil, err
+	}
+	log := telemetry.NewAuthorizeLog(s.out, s.level, cfg.Telemetry.AuthorizeLogFields)
+	env, err := authz.NewEnv(authz.Options{
+		Generation: g.number, Config: cfg.Authz, Keys: keys, Routes: c.table.Routes(),
+		Cookies: c.cookies, CookieDomain: cfg.Authn.CookieDomain, AnyAudience: cfg.Authn.HandleAudience == "any",
+		CertificateRule: c.certRule, SignInURL: c.signIn, JWTEndpoint: cfg.Flag("pomerium_jwt_endpoint"),
+		RouteSets: func(rt *route.Route) []string { return setHeaderNames(c.routes[rt.Slot]) },
+		Log:       log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	pool, failed := upstream.Build(c.specs, previousPool(previous))
+	if len(failed) > 0 {
+		var list problemList
+		for _, f := range failed {
+			list = append(list, c.problem(f.Slot, f.Err))
+		}
+		if pool != nil {
+			pool.Close()
+		}
+		return nil, list
+	}
+	g.pool = pool
+	targets := make([]*proxy.Target, len(c.table.Routes()))
+	for _, rt := range c.table.Routes() {
+		r := c.routes[rt.Slot]
+		o := proxy.TargetOptions{
+			Upstream:            pool.Target(rt.Slot),
+			PassIdentityHeaders: cfg.Authz.PassIdentityHeaders != nil && *cfg.Authz.PassIdentityHeaders,
+			ClaimHeaders:        claimHeaderNames(cfg),
+		}
+		if len(r.Upstream.To) > 0 {
+			o.FirstTo = r.Upstream.To[0].URL
+		}
+		if targets[rt.Slot], err = proxy.NewTarget(rt, r.Proxy, o); err != nil {
+			pool.Close()
+			return nil, problemList{c.problem(rt.Slot, err)}
+		}
+	}
+	service, err := authn.New(authn.Options{
+		Store: s.store, Keys: keys, Providers: []identity.Provider{provider}, Pages: renderer, Config: cfg.Authn,
+		SignInURL: c.signIn, SignInHostIsRoute: c.shared, KnownHost: c.table.KnowsHost,
+		ApplicationName: func(authority string) string {
+			if rt := c.table.Find(authority, "/").Route; rt != nil {
+				return rt.Name
+			}
+			return ""
+		},
+		AllowAnySignOutRedirect: cfg.Flag("allow_any_sign_out_redirect_uri"),
+		RefreshAtIDTokenExpiry:  cfg.Flag("refresh_session_at_id_token_expiration"),
+		Used:                    s.used, Log: s.log,
+	})
+	if err != nil {
+		pool.Close()
+		return nil, err
+	}
+	g.authn = service
+	g.touched = service.Touch
+
+	access := accessLog(s, cfg)
+	g.proxy = &proxy.Generation{
+		Table: c.table, Targets: targets, Settings: settings, Endpoints: s.endpoints(cfg, c, service, env, keys, renderer),
+		Authorizer: s.engine, Env: env, Streams: s.engine,
+		SignInURL: signInURL(service),
+		Pages:     renderer, Decorate: s.decorate(c, service),
+		AccessLog: access, Metrics: s.metrics, Log: s.log,
+	}
+	if c.clientCAs {
+		g.proxy.ClientCertificate = certificates.VerifyClient
+	}
+
+	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.syncAccounts(run, c)
+		_ = service.Run(run)
+	}()
+	g.stop = func() { cancel(); <-done }
+	return g, nil
+}
+
+func previousPool(g *generation) *upstream.Pool {
+	if g == nil {
+		return nil
+	}
+	return g.pool
+}
+
+// setHeaderNames are the request headers that a route sets itself: nobody
+// else may set them.
+func setHeaderNames(r *config.Route) []string {
+	names := make([]string, 0, len(r.Proxy.SetRequestHeaders))
+	for n := range r.Proxy.SetRequestHeaders {
+		names = append(names, n)
+	}
+	return names
+}
+
+func claimHeaderNames(cfg *config.Config) []string {
+	names := make([]string, 0, len(cfg.Authz.JWTClaimsHeaders))
+	for n := range cfg.Authz.JWTClaimsHeaders {
+		names = append(names, n)
+	}
+	return names
+}
+
+func signInURL(service *authn.Service) func(exchange.View, *route.Route) (string, []cookie, error) {
+	return func(v exchange.View, rt *route.Route) (string, []cookie, error) {
+		idp, hosts := "", []string(nil)
+		if rt != nil {
+			idp, hosts = rt.IDPID, rt.DependsOn
+		}
+		r := service.SignInRedirect(v, idp, hosts)
+		return r.URL, r.Cookies, nil
+	}
+}
+
+// accessLog writes requests unless proxy_log_level is above info.
+func accessLog(s *Server, cfg *config.Config) func(*telemetry.AccessEntry) {
+	level := s.level.Level()
+	if name := cfg.Telemetry.ProxyLogLevel; name != "" {
+		if l, err := telemetry.ParseLevel(name); err == nil {
+			level = l
+		}
+	} else if l, err := telemetry.ParseLevel(cfg.Telemetry.LogLevel); err == nil {
+		level = l
+	}
+	log := telemetry.NewAccessLog(s.out, level, cfg.Telemetry.AccessLogFields)
+	return log.Write
+}

@@ -1,0 +1,361 @@
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"postern/internal/config"
+	"postern/internal/proxy"
+	"postern/internal/telemetry"
+)
+
+// doors are all listeners of a server. A socket stays bound over changes; what
+// serves its connections is exchanged when settings of the listener change,
+// and the old one drains.
+type doors struct {
+	mu      sync.Mutex
+	main    *door
+	plain   *door // http_redirect_addr
+	others  []*http.Server
+	names   map[string]string
+	control *control
+	failed  chan error
+}
+
+// door is one bound address and the proxy.Server that takes its connections.
+type door struct {
+	name     string
+	addr     string
+	ln       net.Listener
+	settings string // what the current server was made from
+	current  atomic.Pointer[handover]
+	server   *proxy.Server // changed under doors.mu
+}
+
+// handover is a listener whose connections come from a door.
+type handover struct {
+	addr  net.Addr
+	conns chan net.Conn
+	once  sync.Once
+	done  chan struct{}
+}
+
+func (h *handover) Accept() (net.Conn, error) {
+	select {
+	case c := <-h.conns:
+		return c, nil
+	case <-h.done:
+		return nil, net.ErrClosed
+	}
+}
+
+func (h *handover) Close() error   { h.once.Do(func() { close(h.done) }); return nil }
+func (h *handover) Addr() net.Addr { return h.addr }
+
+// bind opens an address.
+func bind(key, addr string) (net.Listener, error) {
+	ln, err := net.Listen("tcp", addr)
+	if err == nil {
+		return ln, nil
+	}
+	hint := "choose another"
+	switch {
+	case strings.Contains(err.Error(), "address already in use"):
+		hint = "stop the program that listens there, or choose another address"
+	case strings.Contains(err.Error(), "permission denied"):
+		hint = "ports below 1024 need a privilege: run with CAP_NET_BIND_SERVICE, or choose another port"
+	case strings.Contains(err.Error(), "cannot assign requested address"):
+		hint = "this machine has no such address; choose one that it has"
+	}
+	return nil, fmt.Errorf("%s %s cannot be listened on: %w; %s", key, addr, err, hint)
+}
+
+// prepare binds what is new and gives a function that lets the new settings
+// serve. Nothing changes if it fails.
+func (d *doors) prepare(s *Server, g *generation) (commit func(), err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.failed == nil {
+		d.failed = make(chan error, 8)
+		d.names = map[string]string{}
+	}
+	var steps []func()
+	undo := func() {}
+	plan := func(at **door, name, key, addr, settings string, options func() proxy.ServeOptions) error {
+		old := *at
+		if addr == "" {
+			if old != nil {
+				steps = append(steps, func() { *at = nil; delete(d.names, name); go old.retire() })
+			}
+			return nil
+		}
+		if old != nil && old.addr == addr {
+			if old.settings != settings {
+				steps = append(steps, func() { old.exchange(settings, proxy.NewServer(options())) })
+			}
+			return nil
+		}
+		ln, err := bind(key, addr)
+		if err != nil {
+			return err
+		}
+		before := undo
+		undo = func() { ln.Close(); before() }
+		steps = append(steps, func() {
+			n := &door{name: name, addr: addr, ln: ln}
+			n.exchange(settings, proxy.NewServer(options()))
+			*at = n
+			d.names[name] = ln.Addr().String()
+			go n.accept(d.failed)
+			if old != nil {
+				go old.retire()
+			}
+		})
+		return nil
+	}
+	p := &g.cfg.Proxy
+	if err := plan(&d.main, "main", "address", p.Address, listenerSettings(p), func() proxy.ServeOptions { return s.serveOptions(g) }); err != nil {
+		undo()
+		return nil, err
+	}
+	if err := plan(&d.plain, "redirect", "http_redirect_addr", p.HTTPRedirectAddr, "", func() proxy.ServeOptions {
+		return proxy.ServeOptions{Handler: proxy.RedirectHandler(), NoHTTP2: true, ReadTimeout: 30 * time.Second, IdleTimeout: time.Minute, Logger: s.log}
+	}); err != nil {
+		undo()
+		return nil, err
+	}
+	return func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		for _, step := range steps {
+			step()
+		}
+	}, nil
+}
+
+// listenerSettings are the settings that a proxy.Server is made from.
+func listenerSettings(c *proxy.Config) string {
+	return fmt.Sprint(c.InsecureServer, c.CodecType, c.TimeoutRead, c.TimeoutIdle, c.UseProxyProtocol, c.TrustedProxies)
+}
+
+func (s *Server) serveOptions(g *generation) proxy.ServeOptions {
+	c := &g.cfg.Proxy
+	o := proxy.ServeOptions{
+		Handler:       proxy.New(s.handler()),
+		NoHTTP1:       c.CodecType == "http2",
+		NoHTTP2:       c.CodecType == "http1",
+		ReadTimeout:   c.TimeoutRead,
+		IdleTimeout:   c.TimeoutIdle,
+		ProxyProtocol: c.UseProxyProtocol, TrustedProxies: c.TrustedProxies,
+		DrainTimeout: drainTimeout, Logger: s.log,
+		OnRefused: func(info *proxy.ConnInfo, err *proxy.HeadError) string {
+			id := newID()
+			s.log.Info("request refused", "request-id", id, "ip", info.Direct.Addr().String(), "reason", err.Error())
+			return id
+		},
+		OnConnectionFailed: func(info *proxy.ConnInfo, serverName string, err error) {
+			s.log.Log(context.Background(), slog.LevelDebug, "listener connection failure", "ip", info.Direct.Addr().String(),
+				"tls-sni-hostname", serverName, "downstream-transport-failure-reason", err.Error())
+		},
+	}
+	if !c.InsecureServer {
+		o.TLS = &tls.Config{
+			MinVersion: tls.VersionTLS12,
+			NextProtos: nextProtos(c.CodecType),
+			GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+				g := s.current.Load()
+				if g == nil {
+					return nil, errors.New("not configured yet")
+				}
+				return g.tls(hello)
+			},
+		}
+	}
+	return o
+}
+
+func nextProtos(codec string) []string {
+	switch codec {
+	case "http1":
+		return []string{"http/1.1"}
+	case "http2":
+		return []string{"h2"}
+	}
+	return []string{"h2", "http/1.1"}
+}
+
+// exchange lets server take the door's connections; the one before drains.
+func (d *door) exchange(settings string, server *proxy.Server) {
+	old, oldServer := d.current.Load(), d.server
+	h := &handover{addr: d.ln.Addr(), conns: make(chan net.Conn), done: make(chan struct{})}
+	go server.Serve(h)
+	d.settings, d.server = settings, server
+	d.current.Store(h)
+	if old != nil {
+		go func() {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
+			defer cancel()
+			oldServer.Shutdown(ctx) // closes old
+		}()
+	}
+}
+
+// accept hands connections to whoever serves now. It ends with the listener.
+func (d *door) accept(failed chan<- error) {
+	for {
+		c, err := d.ln.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil {
+			// Out of descriptors, most likely: others must close first.
+			time.Sleep(20 * time.Millisecond)
+			continue
+		}
+		if !d.give(c) {
+			c.Close()
+		}
+	}
+}
+
+// give hands one connection on. Whoever served may be exchanged meanwhile:
+// then the next one gets it.
+func (d *door) give(c net.Conn) bool {
+	for {
+		h := d.current.Load()
+		select {
+		case h.conns <- c:
+			return true
+		case <-h.done:
+			if d.current.Load() == h {
+				return false
+			}
+		}
+	}
+}
+
+// retire closes the address and lets open requests finish.
+func (d *door) retire() {
+	d.ln.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
+	defer cancel()
+	d.server.Shutdown(ctx)
+}
+
+// internal binds health, metrics and control: once, for the process.
+func (d *doors) internal(s *Server, cfg *config.Config) error {
+	serve := func(name, key, addr string, h http.Handler) error {
+		ln, err := bind(key, addr)
+		if err != nil {
+			return err
+		}
+		srv := telemetry.NewInternalServer(h, s.log)
+		d.mu.Lock()
+		d.others = append(d.others, srv)
+		d.names[name] = ln.Addr().String()
+		d.mu.Unlock()
+		go srv.Serve(ln)
+		return nil
+	}
+	if err := serve("health", "health_check_addr", cfg.Telemetry.HealthCheckAddr, s.health.Handler()); err != nil {
+		return err
+	}
+	if addr := cfg.Telemetry.MetricsAddress; addr != "" {
+		if err := serve("metrics", "metrics_address", addr, s.metrics.Handler(telemetry.BasicAuth{})); err != nil {
+			return err
+		}
+	}
+	if path := ControlPath(cfg); path != "" {
+		c, err := startControl(s, path)
+		if err != nil {
+			// Without a data directory of its own a second postern of the same
+			// user must still start: the socket is a convenience there.
+			if cfg.Control.ControlAddress == "" && cfg.Store.DataDir == "" {
+				s.log.Warn("the control socket is off", "error", err)
+				return nil
+			}
+			return err
+		}
+		d.control = c
+		d.names["control"] = path
+	}
+	return nil
+}
+
+func (d *doors) wait(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-d.failed:
+		return err
+	}
+}
+
+// drain lets requests finish for at most limit, then closes everything.
+func (d *doors) drain(limit time.Duration) {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	d.mu.Lock()
+	list := []*door{d.main, d.plain}
+	d.mu.Unlock()
+	var all sync.WaitGroup
+	for _, x := range list {
+		if x == nil {
+			continue
+		}
+		x.ln.Close()
+		all.Add(1)
+		go func() { defer all.Done(); x.server.Shutdown(ctx) }()
+	}
+	all.Wait()
+	d.close()
+}
+
+// close ends everything at once.
+func (d *doors) close() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, x := range []*door{d.main, d.plain} {
+		if x != nil {
+			x.ln.Close()
+			x.server.Close()
+		}
+	}
+	for _, o := range d.others {
+		o.Close()
+	}
+	if d.control != nil {
+		d.control.close()
+	}
+}
+
+func (d *doors) addresses() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var out []string
+	for _, x := range []*door{d.main, d.plain} {
+		if x != nil {
+			out = append(out, x.ln.Addr().String())
+		}
+	}
+	return out
+}
+
+func (d *doors) listening() map[string]string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	out := make(map[string]string, len(d.names))
+	for k, v := range d.names {
+		out[k] = v
+	}
+	return out
+}
