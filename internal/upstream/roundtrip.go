@@ -38,7 +38,8 @@ type Options struct {
 }
 
 // ResponseHead is a response head on its way to the client, without
-// hop-by-hop fields and Content-Length.
+// hop-by-hop fields. Content-Length is among the fields only where no body
+// follows it: answers to HEAD, and 304.
 type ResponseHead struct {
 	Status int
 	Fields []exchange.Field
@@ -244,6 +245,12 @@ func (e *trip) forward(resp *http.Response) error {
 	noBody := e.isHead || head.Status == http.StatusNoContent || head.Status == http.StatusNotModified
 	if noBody && !e.isHead {
 		head.Length = 0
+	}
+	if e.isHead || head.Status == http.StatusNotModified {
+		// It describes what a GET would get, and no body follows it.
+		if length := resp.Header.Get("Content-Length"); length != "" {
+			head.Add("Content-Length", length)
+		}
 	}
 	if len(resp.Trailer) > 0 && !noBody {
 		head.Add("Trailer", strings.Join(slices.Sorted(maps.Keys(resp.Trailer)), ", "))
