@@ -32,5 +32,5 @@ type Config struct {
 type RouteConfig struct {
 	_ struct{} `section:"3.10"`
 
-	DependsOn []string `key:"depends_on" form:"hosts" status:"accepted" doc:"Up to five hosts whose sign-in is done in the same go. Not with cookie_domain."`
+	DependsOn []string `key:"depends_on" form:"hosts" status:"acts" doc:"Up to five hosts whose sign-in is done in the same go. Not with cookie_domain."`
 }

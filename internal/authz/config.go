@@ -18,7 +18,7 @@ type Config struct {
 	JWTClaimsHeaders        map[string]string `key:"jwt_claims_headers" form:"claims" status:"acts" doc:"Header to claim; as a list of claims, x-pomerium-claim-<claim> is the header. The claims are also put into the assertion."`
 	JWTIssuerFormat         string            `key:"jwt_issuer_format" default:"hostOnly" enum:"hostOnly|uri" prefix:"issuer" status:"acts" doc:"Issuer of the assertion: hostOnly is the host, uri is https://host/."`
 	PassIdentityHeaders     *bool             `key:"pass_identity_headers" status:"acts" doc:"Send the identity headers to upstreams; false if unset. Routes override."`
-	JWTGroupsFilter         []string          `key:"jwt_groups_filter" env:"-" narrows:"true" status:"accepted" doc:"Only these groups appear in the assertion; a route's list widens it."`
+	JWTGroupsFilter         []string          `key:"jwt_groups_filter" env:"-" narrows:"true" status:"acts" doc:"Only these groups appear in the assertion; a route's list widens it."`
 	JWTGroupsFilterInferPPL *bool             `key:"jwt_groups_filter_infer_from_ppl" env:"-" narrows:"true" status:"accepted" doc:"Only groups that the route's policy names appear in the assertion."`
 	AssertionReuse          time.Duration     `key:"assertion_reuse" default:"60s" status:"acts" doc:"How long a signed assertion is used again, at most 60s; 0s signs every request afresh."`
 }
@@ -36,7 +36,7 @@ type RouteConfig struct {
 	AllowedDomains                   []string         `key:"allowed_domains" deprecated:"policy with domain" status:"acts" doc:"E-mail domains that may use the route."`
 	AllowedIDPClaims                 map[string][]any `key:"allowed_idp_claims" deprecated:"policy with claim" status:"acts" doc:"Claim to values; any match may use the route."`
 	ShowErrorDetails                 bool             `key:"show_error_details" status:"acts" doc:"Tell reasons, explanation and remediation on the denied page."`
-	SubPolicies                      []SubPolicy      `key:"sub_policies" narrows:"true" status:"accepted" doc:"Shared policies attached to the route."`
+	SubPolicies                      []SubPolicy      `key:"sub_policies" narrows:"true" status:"acts" doc:"Shared policies attached to the route."`
 
 	_ struct{} `section:"3.6"`
 
@@ -46,7 +46,7 @@ type RouteConfig struct {
 
 	BearerTokenFormat       string         `key:"bearer_token_format" enum:"|unknown|default|idp_access_token|idp_identity_token|jwt" status:"accepted" doc:"What a bearer token is on this route; overrides the global setting."`
 	JWTIssuerFormat         string         `key:"jwt_issuer_format" enum:"|hostOnly|uri" prefix:"issuer" status:"acts" doc:"Issuer of the assertion on this route; overrides the global setting."`
-	JWTGroupsFilter         []string       `key:"jwt_groups_filter" narrows:"true" status:"accepted" doc:"Groups that appear in the assertion in addition to the global list."`
+	JWTGroupsFilter         []string       `key:"jwt_groups_filter" narrows:"true" status:"acts" doc:"Groups that appear in the assertion in addition to the global list."`
 	JWTGroupsFilterInferPPL *bool          `key:"jwt_groups_filter_infer_from_ppl" narrows:"true" status:"accepted" doc:"Only groups that the route's policy names appear in the assertion."`
 	AssertionReuse          *time.Duration `key:"assertion_reuse" status:"acts" doc:"As the global key, for this route."`
 
@@ -64,13 +64,13 @@ type Resolved struct {
 
 // SubPolicy is a shared policy attached to a route.
 type SubPolicy struct {
-	ID               string           `key:"id" status:"accepted" doc:"Id of the policy."`
-	Name             string           `key:"name" status:"accepted" doc:"Name of the policy."`
-	AllowedUsers     []string         `key:"allowed_users" status:"accepted" doc:"As the route's allowed_users."`
-	AllowedDomains   []string         `key:"allowed_domains" status:"accepted" doc:"As the route's allowed_domains."`
-	AllowedIDPClaims map[string][]any `key:"allowed_idp_claims" status:"accepted" doc:"As the route's allowed_idp_claims."`
+	ID               string           `key:"id" status:"acts" doc:"Id of the policy."`
+	Name             string           `key:"name" status:"acts" doc:"Name of the policy."`
+	AllowedUsers     []string         `key:"allowed_users" status:"acts" doc:"As the route's allowed_users."`
+	AllowedDomains   []string         `key:"allowed_domains" status:"acts" doc:"As the route's allowed_domains."`
+	AllowedIDPClaims map[string][]any `key:"allowed_idp_claims" status:"acts" doc:"As the route's allowed_idp_claims."`
 	Rego             []string         `key:"rego" narrows:"true" status:"accepted" doc:"Rules in Rego."`
-	SourcePPL        string           `key:"source_ppl" narrows:"true" status:"accepted" doc:"The policy document, as text."`
-	Explanation      string           `key:"explanation" status:"accepted" doc:"Told on the denied page: why."`
-	Remediation      string           `key:"remediation" status:"accepted" doc:"Told on the denied page: what to do."`
+	SourcePPL        string           `key:"source_ppl" narrows:"true" status:"acts" doc:"The policy document, as text."`
+	Explanation      string           `key:"explanation" status:"acts" doc:"Told on the denied page: why."`
+	Remediation      string           `key:"remediation" status:"acts" doc:"Told on the denied page: what to do."`
 }

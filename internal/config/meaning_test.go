@@ -121,8 +121,7 @@ func TestNarrowingKeysThatDoNotActStopTheStart(t *testing.T) {
 	// Every such key, so that a new one is covered the day it is declared.
 	values := map[string]string{
 		"idp_access_token_allowed_audiences": "[]", "identity_providers": "{a: {issuer: 'https://x', audiences: [x]}}",
-		"jwt_groups_filter": "[a]", "jwt_groups_filter_infer_from_ppl": "true", "metrics_basic_auth": b64("a:b"),
-		"sub_policies": "[{source_ppl: 'allow: {or: [{accept: true}]}'}]",
+		"jwt_groups_filter_infer_from_ppl": "true", "metrics_basic_auth": b64("a:b"),
 	}
 	dir := material(t)
 	ca := b64(readFile(t, dir+"/ca.crt"))
@@ -159,6 +158,10 @@ func TestNarrowingKeysThatDoNotActStopTheStart(t *testing.T) {
 				t.Errorf("%s does not stop the start: %s", k.path, show(stops))
 			}
 		}
+	}
+	cfg := mustLoad(t, inRoute("sub_policies: [{rego: [a]}]"))
+	if stops := cfg.StartProblems(); len(stops) != 1 || stops[0].Path != "routes[0].sub_policies[0].rego" {
+		t.Errorf("rego does not stop the start: %s", show(stops))
 	}
 	for _, text := range []string{"", "jwt_groups_filter_infer_from_ppl: false", "identity_providers: ", "downstream_mtls: {enforcement: policy}"} {
 		if stops := mustLoad(t, text+"\n").StartProblems(); len(stops) != 0 {

@@ -56,21 +56,40 @@ const (
 	KindUnreadable
 )
 
+var kindNames = [...]string{
+	"invalid", "unknown-key", "misspelt-key", "removed-key", "old-key", "no-effect", "restricts", "unreadable",
+}
+
+// String gives a stable word for programs, such as unknown-key.
+func (k Kind) String() string {
+	if int(k) < len(kindNames) {
+		return kindNames[k]
+	}
+	return "invalid"
+}
+
+// MarshalText makes JSON show the word.
+func (k Kind) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
+
+// MarshalText makes JSON show the word.
+func (l Level) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
+
 // Problem is one thing that is wrong with a configuration, where it is, and
 // what to do about it.
 type Problem struct {
 	// File is the document, or "environment".
-	File string
+	File string `json:"file,omitempty"`
 	// Line and Column count from 1; 0 where there is no position.
-	Line, Column int
+	Line   int `json:"line,omitempty"`
+	Column int `json:"column,omitempty"`
 	// Path names the setting, such as routes[2].to or the name of an
 	// environment variable.
-	Path    string
-	Message string
+	Path    string `json:"path,omitempty"`
+	Message string `json:"message"`
 	// Hint says what the operator can do; it may be empty.
-	Hint  string
-	Level Level
-	Kind  Kind
+	Hint  string `json:"hint,omitempty"`
+	Level Level  `json:"level"`
+	Kind  Kind   `json:"kind"`
 }
 
 // String gives file:line:column: level: path: message; hint.

@@ -118,7 +118,7 @@ type Resolved struct {
 }
 
 // String spells the redirect out; equal redirects have equal spellings.
-func (r *Redirect) String() string {
+func (r Redirect) String() string {
 	var b strings.Builder
 	text := func(name string, v *string) {
 		if v != nil {
