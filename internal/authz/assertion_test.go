@@ -149,9 +149,19 @@ func TestCachedAssertion(t *testing.T) {
 		{from: "https://*.corp.test", policy: `allow: {or: [{authenticated_user: true}]}`},
 		{from: "https://uri.test", policy: `allow: {or: [{authenticated_user: true}]}`, access: route.Access{IssuerFormat: "uri"}},
 	}
-	h := newHouse(t, specs, passing)
+	h := newHouse(t, specs, passing, func(o *Options) {
+		o.CookieDomain, o.Cookies = "corp.test", session.NewCookieNames("__Host-_pomerium", "corp.test")
+	})
 	h.person("alice", "alice@corp.test", "", "g1")
 	h.person("bob", "bob@corp.test", "", "g1")
+	// One token for the whole domain: the same person at both hosts.
+	domain := session.SignHandle(h.keys, &session.Handle{ID: "s-alice", UserID: "alice", Audience: []string{session.DomainAudience("corp.test")}, IssuedAt: time.Now()})
+	for _, host := range []string{"a.corp.test", "b.corp.test", "a.corp.test"} {
+		d := h.decide(request("GET", "https://"+host+"/", "Cookie", cookie(domain)))
+		if claims, _ := verify(t, h, d.field(HeaderAssertion)); claims["aud"] != host || claims["iss"] != host {
+			t.Errorf("at %s: aud %v, iss %v", host, claims["aud"], claims["iss"])
+		}
+	}
 	ask := func(who, host string) (string, map[string]any) {
 		t.Helper()
 		d := h.decide(request("GET", "https://"+host+"/", "Cookie", cookie(h.handle("s-"+who, who, host))))

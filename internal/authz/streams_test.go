@@ -262,6 +262,22 @@ func TestRevokedBetweenDecideAndRegister(t *testing.T) {
 	})
 }
 
+// A stream that somebody opened does not live on as nobody's, even where
+// nobody would be let in.
+func TestStreamKeepsItsPerson(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStreet(t, []routeSpec{{from: "https://open.corp.test", policy: `allow: {or: [{accept: true}]}`}})
+		var c cutter
+		st, _ := s.engine.Open(t.Context(), s.live("a", "a@corp.test", "open.corp.test"), c.cut)
+		s.sessions.set("s-a", nil)
+		synctest.Wait()
+		if c.was() != CutSessionEnded {
+			t.Errorf("cut %q", c.was())
+		}
+		s.engine.CloseStream(st)
+	})
+}
+
 func TestStreamsAndTheClock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newStreet(t, []routeSpec{chat[0], {from: "https://open.corp.test", policy: `allow: {or: [{accept: true}]}`}})
