@@ -295,6 +295,7 @@ var writeCases = []testCase{
 		s.want(record.ErrDeleted, err)
 	}},
 	{"ttl", true, func(s *suite) {
+		time.Sleep(300 * time.Millisecond) // out of step with any sweeping by the second
 		s.options(typ, record.Options{TTL: 10 * time.Minute, Indexes: []string{"user"}, Tombstone: 24 * time.Hour})
 		s.put(indexed(typ, "a", map[string]string{"user": "u"}), indexed(typ, "b", map[string]string{"user": "u"}))
 		s.put(doc(other, "kept", ""))
@@ -328,6 +329,7 @@ var writeCases = []testCase{
 	}},
 	{"an expired record is no longer updated", true, func(s *suite) {
 		s.options(typ, record.Options{TTL: time.Minute})
+		time.Sleep(300 * time.Millisecond)
 		rec := s.put(doc(typ, "a", ""))[0]
 		time.Sleep(time.Minute)
 		next := rec.Clone()
