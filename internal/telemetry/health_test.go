@@ -1,10 +1,12 @@
 package telemetry
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -65,19 +67,33 @@ func TestHealth(t *testing.T) {
 	}
 }
 
-func TestHostGuard(t *testing.T) {
-	h := HostGuard(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "in") }), "postern.internal")
-	for host, want := range map[string]int{
-		"127.0.0.1:28080": 200, "localhost": 200, "LOCALHOST:1": 200, "[::1]:28080": 200, "[::1]": 200, "10.1.2.3:80": 200, "postern.internal:80": 200,
-		"evil.test": 403, "evil.test:28080": 403, "localhost.evil.test": 403, "127.0.0.1.evil.test": 403, "": 403,
-	} {
+// "Nothing internal listens unasked": a page that points its name at
+// 127.0.0.1 reads nothing.
+func TestLoopbackHostCheck(t *testing.T) {
+	srv := NewInternalServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "in") }), slog.New(slog.DiscardHandler))
+	ask := func(local net.Addr, host string) int {
 		r := httptest.NewRequest("GET", "/healthz", nil)
 		r.Host = host
-		w := httptest.NewRecorder()
-		h.ServeHTTP(w, r)
-		if w.Code != want {
-			t.Errorf("Host %q: %d, want %d", host, w.Code, want)
+		if local != nil {
+			r = r.WithContext(context.WithValue(r.Context(), http.LocalAddrContextKey, local))
 		}
+		w := httptest.NewRecorder()
+		srv.Handler.ServeHTTP(w, r)
+		return w.Code
+	}
+	loopback := &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 28080}
+	for host, want := range map[string]int{
+		"127.0.0.1:28080": 200, "localhost": 200, "LOCALHOST:1": 200, "localhost.": 200, "[::1]:28080": 200, "[::1]": 200, "10.1.2.3:80": 200,
+		"evil.test": 403, "evil.test:28080": 403, "localhost.evil.test": 403, "127.0.0.1.evil.test": 403, "": 403,
+	} {
+		for _, local := range []net.Addr{loopback, &net.TCPAddr{IP: net.IPv6loopback}, nil} {
+			if got := ask(local, host); got != want {
+				t.Errorf("Host %q at %v: %d, want %d", host, local, got, want)
+			}
+		}
+	}
+	if got := ask(&net.TCPAddr{IP: net.IPv4(10, 0, 0, 1)}, "postern.monitoring.svc:9090"); got != 200 {
+		t.Errorf("a listener opened to the network, asked by name: %d", got)
 	}
 }
 

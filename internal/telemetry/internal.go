@@ -13,29 +13,38 @@ import (
 	"time"
 )
 
-// HostGuard answers only requests whose Host is an IP address, localhost, or
-// one of the allowed names (with any port); others get 403. A page on the web
-// that points its own name at 127.0.0.1 can make a browser on this machine ask
-// an internal listener, but the browser then names that page's host.
-func HostGuard(next http.Handler, allowed ...string) http.Handler {
+// guardLoopback answers requests on a loopback address only where their Host
+// is an IP address or localhost, and others with 403. A page on the web that
+// points its own name at 127.0.0.1 can make a browser on this machine ask an
+// internal listener, but the browser then names that page's host. Listeners on
+// other addresses were opened on purpose and are asked by many names.
+func guardLoopback(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		host := r.Host
-		if h, _, err := net.SplitHostPort(host); err == nil {
-			host = h
-		}
-		host = strings.ToLower(strings.TrimSuffix(strings.Trim(host, "[]"), "."))
-		if _, err := netip.ParseAddr(host); err != nil && host != "localhost" {
-			for _, a := range allowed {
-				if strings.EqualFold(a, host) {
-					next.ServeHTTP(w, r)
-					return
-				}
-			}
+		if onLoopback(r) && !namesThisMachine(r.Host) {
 			http.Error(w, "this listener answers by IP address or localhost only", http.StatusForbidden)
 			return
 		}
 		next.ServeHTTP(w, r)
 	})
+}
+
+// onLoopback reports whether the connection ends at a loopback address. What
+// cannot be told counts as loopback.
+func onLoopback(r *http.Request) bool {
+	local, _ := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
+	if tcp, ok := local.(*net.TCPAddr); ok {
+		return tcp.IP.IsLoopback()
+	}
+	return true
+}
+
+func namesThisMachine(host string) bool {
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	host = strings.ToLower(strings.TrimSuffix(strings.Trim(host, "[]"), "."))
+	_, err := netip.ParseAddr(host)
+	return err == nil || host == "localhost"
 }
 
 // BasicAuth is the user and password that a listener asks for, kept as hashes.
@@ -81,10 +90,11 @@ func (a BasicAuth) Guard(next http.Handler) http.Handler {
 }
 
 // NewInternalServer makes the HTTP server of an internal listener (health,
-// metrics), with bounds that a stranger cannot stretch.
+// metrics), with bounds that a stranger cannot stretch and, on loopback, a
+// check of the Host header.
 func NewInternalServer(h http.Handler, log *slog.Logger) *http.Server {
 	return &http.Server{
-		Handler:           h,
+		Handler:           guardLoopback(h),
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      30 * time.Second,
