@@ -203,9 +203,6 @@ func (w *world) refused(id string, min uint64, target error) {
 
 func TestLookup(t *testing.T) {
 	both(t, func(w *world) {
-		if err := w.c.Ready(); !errors.Is(err, record.ErrUnavailable) {
-			w.Fatalf("ready before the first sync: %v", err)
-		}
 		v1 := w.put("a", "1").Version
 		w.has("a", v1, "1") // before any sync, from the store
 		synctest.Wait()
@@ -226,6 +223,23 @@ func TestLookup(t *testing.T) {
 		w.refused("a", v2, record.ErrNotFound)
 		w.refused("never", 0, record.ErrNotFound)
 	})
+}
+
+func TestNotReadyBeforeTheFirstSync(t *testing.T) {
+	w := &world{T: t, l: &link{Store: memory.New()}, ctx: t.Context()}
+	defer w.l.Store.Close()
+	w.put("a", "1")
+	for name, make := range copies { // and never run
+		w.c = make(w)
+		if err := w.c.Ready(); !errors.Is(err, record.ErrUnavailable) {
+			t.Fatalf("%s: ready before the first sync: %v", name, err)
+		}
+		for range 2 {
+			if reads := w.has("a", 0, "1"); reads != 1 {
+				t.Fatalf("%s: %d reads of the store", name, reads)
+			}
+		}
+	}
 }
 
 func TestLookupOfVersionThatNeverWas(t *testing.T) {
