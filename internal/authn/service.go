@@ -151,7 +151,7 @@ func New(o Options) (*Service, error) {
 	s := &Service{
 		store: o.Store, keys: o.Keys, providers: o.Providers, byID: map[string]identity.Provider{}, pages: o.Pages, cfg: cfg,
 		names:  session.NewCookieNames(name, cfg.CookieDomain),
-		origin: "https://" + strings.ToLower(o.SignInURL.Host), host: strings.ToLower(o.SignInURL.Host),
+		origin: "https://" + withoutDefaultPort(o.SignInURL.Host), host: withoutDefaultPort(o.SignInURL.Host),
 		shared: o.SignInHostIsRoute, known: o.KnownHost, idpFor: o.ProviderFor, appName: o.ApplicationName, clientIP: o.ClientIP,
 		anyAfter: o.AllowAnySignOutRedirect, atIDToken: o.RefreshAtIDTokenExpiry, used: o.Used,
 		exchanges: make(chan struct{}, maxExchanges), touched: newTouched(), now: o.Now, log: o.Log,
@@ -248,7 +248,16 @@ func (s *Service) callbackURL(p identity.Provider) string {
 }
 
 // isSignInHost says whether an authority is the sign-in host.
-func (s *Service) isSignInHost(authority string) bool { return strings.EqualFold(authority, s.host) }
+// Where it is configured without a port, any incoming port is meant.
+func (s *Service) isSignInHost(authority string) bool {
+	return withoutDefaultPort(authority) == s.host || !strings.Contains(s.host, ":") && hostName(authority) == s.host
+}
+
+// withoutDefaultPort is an authority as browsers send it (wire-contract.md
+// §15, trap 11).
+func withoutDefaultPort(authority string) string {
+	return strings.TrimSuffix(strings.ToLower(authority), ":443")
+}
 
 // mayVisit says whether a browser may be sent to this address with what a
 // login gives.

@@ -12,6 +12,8 @@ type Config struct {
 	IDPClientSecretFile     string            `key:"idp_client_secret_file" form:"file" status:"acts" doc:"File holding the OAuth client secret; beats idp_client_secret. A final newline is ignored."`
 	IDPScopes               []string          `key:"idp_scopes" status:"acts" doc:"Scopes asked for; replaces the provider's defaults."`
 	IDPRequestParams        map[string]string `key:"idp_request_params" status:"acts" doc:"Extra parameters of the authorization request; replaces the provider's defaults, {} clears them."`
+	IDPTrustedEmailDomains  []string          `key:"idp_trusted_email_domains" status:"acts" doc:"Domains whose e-mail addresses count even if the provider does not call them verified; * is any."`
+	IDPAllowedTenants       []string          `key:"idp_allowed_tenants" narrows:"true" status:"acts" doc:"Ids of the tenants that may sign in through a provider that serves every tenant (azure common). Unset: any, but their e-mail addresses need the verified-domain claim."`
 	IDPAccessTokenAudiences []string          `key:"idp_access_token_allowed_audiences" narrows:"true" status:"accepted" doc:"Audiences accepted in access tokens of programs. Unset: not checked."`
 
 	Providers map[string]ProviderConfig `key:"identity_providers" env:"-" narrows:"true" status:"accepted" doc:"Issuers of JWT bearer tokens, by name."`

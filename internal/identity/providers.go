@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -109,10 +110,13 @@ func New(s Settings, d Deps) (Provider, error) {
 		return nil, fmt.Errorf("idp_provider %q is not known: use one of %s", s.Provider, strings.Join(Names(), ", "))
 	}
 	if v.later {
-		return nil, fmt.Errorf("idp_provider %q is not yet in this version: use another of %s", s.Provider, strings.Join(Names(), ", "))
+		return nil, fmt.Errorf("idp_provider %q is %w: use another of %s", s.Provider, ErrNotYet, strings.Join(Names(), ", "))
 	}
 	return newOIDC(kind, v, s, d)
 }
+
+// ErrNotYet is wrapped by New for a provider that is known but not built yet.
+var ErrNotYet = errors.New("not yet in this version")
 
 // Names are the values of idp_provider that work, sorted.
 func Names() []string {

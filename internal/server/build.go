@@ -88,6 +88,9 @@ type compiled struct {
 	admin     *policy.Set
 	certRule  bool
 	clientCAs bool
+	// later are settings that this version cannot serve: validate tells them,
+	// the start refuses.
+	later []config.Problem
 }
 
 // Check compiles a configuration and gives everything that is wrong with it
@@ -97,6 +100,7 @@ func Check(cfg *config.Config) []config.Problem {
 	if config.Fatal(problems) {
 		return problems
 	}
+	problems = append(problems, c.later...)
 	pool, failed := upstream.Build(c.specs, nil)
 	for _, f := range failed {
 		problems = append(problems, c.problem(f.Slot, f.Err))
@@ -149,7 +153,10 @@ func compile(cfg *config.Config) (*compiled, []config.Problem) {
 	}
 	c.provider = providerSettings(cfg, c.signIn)
 	providerID := ""
-	if p, err := identity.New(c.provider, identity.Deps{}); err != nil {
+	if p, err := identity.New(c.provider, identity.Deps{}); errors.Is(err, identity.ErrNotYet) {
+		// Well formed, but nobody could sign in: the start is refused.
+		c.later = append(c.later, config.Problem{Path: "idp_provider", Message: err.Error(), Level: config.LevelWarning})
+	} else if err != nil {
 		fail("idp_provider", err)
 	} else {
 		providerID = p.ID()
@@ -172,6 +179,7 @@ func compile(cfg *config.Config) (*compiled, []config.Problem) {
 	c.certRule = c.clientCAs && cfg.Certs.DownstreamMTLS.Enforcement != certs.EnforcePolicy
 
 	var routes []*route.Route
+	var tunnels []string
 	for _, r := range cfg.Routes {
 		rt, more := compileRoute(cfg, r, providerID)
 		problems = append(problems, more...)
@@ -180,7 +188,17 @@ func compile(cfg *config.Config) (*compiled, []config.Problem) {
 		}
 		routes = append(routes, rt)
 		c.routes = append(c.routes, r)
+		if rt.From.Protocol != route.HTTPS && rt.From.Protocol != route.HTTP {
+			tunnels = append(tunnels, r.Path())
+			c.specs = append(c.specs, upstream.Spec{})
+			continue
+		}
 		c.specs = append(c.specs, upstreamSpec(cfg, r))
+	}
+	if len(tunnels) > 0 {
+		problems = append(problems, config.Problem{Path: "routes", Level: config.LevelWarning, Kind: config.KindAccepted,
+			Message: "TCP, UDP and SSH routes are understood but not served yet: " + strings.Join(tunnels, ", "),
+			Hint:    "clients that ask for them are answered 404"})
 	}
 	if cfg.Control.AdminPolicy != nil {
 		p, warnings, err := policy.ParseNode("admin_policy", cfg.Control.AdminPolicy, policy.Options{FoldCase: true, Path: "admin_policy"})
@@ -242,6 +260,7 @@ func providerSettings(cfg *config.Config, signIn *url.URL) identity.Settings {
 		Provider: i.IDPProvider, URL: i.IDPProviderURL, ClientID: i.IDPClientID,
 		ClientSecret: session.NewSecret([]byte(i.IDPClientSecret)),
 		Scopes:       i.IDPScopes, Params: i.IDPRequestParams,
+		TrustedEmailDomains: i.IDPTrustedEmailDomains, AllowedTenants: i.IDPAllowedTenants,
 	}
 	if signIn != nil {
 		s.AuthenticateURL = "https://" + strings.ToLower(signIn.Host)
@@ -359,7 +378,7 @@ func policyProblems(warnings []policy.Problem, err error, file, path string) []c
 
 func upstreamSpec(cfg *config.Config, r *config.Route) upstream.Spec {
 	if r.Proxy.Redirect != nil || r.Proxy.Response != nil {
-		return upstream.Spec{}
+		return upstream.Spec{} // answered by the door itself
 	}
 	web := r.Proxy.AllowWebsockets
 	for _, u := range r.Proxy.Resolved.Upgrades {
@@ -373,6 +392,9 @@ func (s *Server) build(ctx context.Context, cfg *config.Config, previous *genera
 	c, problems := compile(cfg)
 	if config.Fatal(problems) {
 		return nil, problemList(problems)
+	}
+	if len(c.later) > 0 {
+		return nil, problemList(c.later)
 	}
 	s.report(problems)
 	keys, err := s.keys(cfg)
