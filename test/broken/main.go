@@ -3,20 +3,28 @@
 // a small change that opens the hole, and the test that must notice. The change
 // is laid over the tree with go test -overlay; nothing on disk is touched.
 //
+// A test that fails anyway proves nothing, so the tests named are first run on
+// the tree as it is.
+//
 //	go run ./test/broken            all rows
-//	go run ./test/broken -run CVE   rows whose name matches
+//	go run ./test/broken -run cve   rows whose name matches
+//	go run ./test/broken -n         only check that every change still applies
 package main
 
 import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
+	"slices"
 	"sort"
 	"strings"
+	"sync"
 )
 
 // row is one break.json.
@@ -37,25 +45,87 @@ type change struct {
 
 func main() {
 	match := flag.String("run", "", "regexp: only rows whose name matches")
+	check := flag.Bool("n", false, "only check that every change applies to the current source")
+	jobs := flag.Int("j", min(2, runtime.NumCPU()), "rows built at once")
 	flag.Parse()
 	rows, err := load("test/broken", *match)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "broken:", err)
 		os.Exit(2)
 	}
-	failed := 0
-	for _, r := range rows {
-		if err := r.run(); err != nil {
-			failed++
-			fmt.Printf("FAIL %s: %v\n", r.Name, err)
-			continue
-		}
-		fmt.Printf("ok   %s: %s notices (%s)\n", r.Name, r.Test, r.Why)
-	}
-	fmt.Printf("broken builds: %d passed, %d failed\n", len(rows)-failed, failed)
-	if failed > 0 || len(rows) == 0 {
+	if len(rows) == 0 {
+		fmt.Fprintln(os.Stderr, "broken: no row matches")
 		os.Exit(1)
 	}
+	failed := 0
+	if !*check {
+		failed += baseline(rows, *jobs)
+	}
+	failed += each(len(rows), *jobs, func(i int) (string, error) {
+		r := rows[i]
+		if *check {
+			dir, _, err := r.overlay()
+			os.RemoveAll(dir)
+			return r.Name, err
+		}
+		return fmt.Sprintf("%s: %s notices (%s)", r.Name, r.Test, r.Why), r.run()
+	}, func(i int) string { return rows[i].Name })
+	fmt.Printf("broken builds: %d rows, %d failures\n", len(rows), failed)
+	if failed > 0 {
+		os.Exit(1)
+	}
+}
+
+// each calls f for 0..n-1, jobs at once, prints what comes of it and counts
+// failures.
+func each(n, jobs int, f func(int) (string, error), name func(int) string) (failed int) {
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, max(1, jobs))
+	for i := range n {
+		wg.Add(1)
+		slots <- struct{}{}
+		go func() {
+			defer func() { <-slots; wg.Done() }()
+			said, err := f(i)
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				failed++
+				fmt.Printf("FAIL %s: %v\n", name(i), err)
+				return
+			}
+			fmt.Println("ok  ", said)
+		}()
+	}
+	wg.Wait()
+	return failed
+}
+
+// baseline runs the tests of all rows on the tree as it is: they must pass.
+func baseline(rows []row, jobs int) (failed int) {
+	tests := map[string][]string{}
+	for _, r := range rows {
+		tests[r.Package] = append(tests[r.Package], r.Test)
+	}
+	packages := slices.Sorted(maps.Keys(tests))
+	return each(len(packages), jobs, func(i int) (string, error) {
+		pkg := packages[i]
+		slices.Sort(tests[pkg])
+		names := slices.Compact(tests[pkg])
+		out, err := goTest(pkg, "^("+strings.Join(names, "|")+")$")
+		if err != nil {
+			err = fmt.Errorf("the tests do not pass on the tree as it is:\n%s", tail(out, 30))
+		}
+		return fmt.Sprintf("%s: %d tests pass unbroken", pkg, len(names)), err
+	}, func(i int) string { return packages[i] })
+}
+
+// goTest runs the tests of pkg that match, linked without debug information.
+func goTest(pkg, match string, flags ...string) (string, error) {
+	args := append([]string{"test", "-count=1", "-vet=off", "-ldflags=-s -w", "-timeout=120s", "-run", match}, flags...)
+	out, err := exec.Command("go", append(args, pkg)...).CombinedOutput()
+	return string(out), err
 }
 
 func load(dir, match string) ([]row, error) {
@@ -92,18 +162,17 @@ func load(dir, match string) ([]row, error) {
 	return rows, nil
 }
 
-// run builds the overlay and expects exactly the named test to fail.
-func (r row) run() error {
+// overlay writes the changed sources and the overlay file into a new folder.
+func (r row) overlay() (dir, file string, err error) {
 	tmp, err := os.MkdirTemp("", "broken")
 	if err != nil {
-		return err
+		return "", "", err
 	}
-	defer os.RemoveAll(tmp)
 	replace := map[string]string{}
 	for i, c := range r.Changes {
 		abs, err := filepath.Abs(c.File)
 		if err != nil {
-			return err
+			return tmp, "", err
 		}
 		src := abs
 		if done, ok := replace[abs]; ok {
@@ -111,31 +180,43 @@ func (r row) run() error {
 		}
 		b, err := os.ReadFile(src)
 		if err != nil {
-			return err
+			return tmp, "", err
 		}
 		if n := strings.Count(string(b), c.Old); n != 1 {
-			return fmt.Errorf("%s holds the text to change %d times, want once: bring break.json up to date\n%s", c.File, n, c.Old)
+			return tmp, "", fmt.Errorf("%s holds the text to change %d times, want once: bring break.json up to date\n%s", c.File, n, c.Old)
+		}
+		if c.Old == c.New {
+			return tmp, "", fmt.Errorf("%s: the change changes nothing", c.File)
 		}
 		out := filepath.Join(tmp, fmt.Sprintf("%d.go", i))
 		if err := os.WriteFile(out, []byte(strings.Replace(string(b), c.Old, c.New, 1)), 0o600); err != nil {
-			return err
+			return tmp, "", err
 		}
 		replace[abs] = out
 	}
-	overlay := filepath.Join(tmp, "overlay.json")
-	b, _ := json.Marshal(map[string]any{"Replace": replace})
-	if err := os.WriteFile(overlay, b, 0o600); err != nil {
+	file = filepath.Join(tmp, "overlay.json")
+	b, err := json.Marshal(map[string]any{"Replace": replace})
+	if err != nil {
+		return tmp, "", err
+	}
+	return tmp, file, os.WriteFile(file, b, 0o600)
+}
+
+// run builds the overlay and expects exactly the named test to fail.
+func (r row) run() error {
+	tmp, overlay, err := r.overlay()
+	defer os.RemoveAll(tmp)
+	if err != nil {
 		return err
 	}
-	cmd := exec.Command("go", "test", "-count=1", "-vet=off", "-overlay", overlay, "-run", "^"+r.Test+"$", r.Package)
-	out, err := cmd.CombinedOutput()
+	out, err := goTest(r.Package, "^"+r.Test+"$", "-overlay", overlay)
 	switch {
-	case err == nil && strings.Contains(string(out), "no tests to run"):
+	case err == nil && strings.Contains(out, "no tests to run"):
 		return fmt.Errorf("%s has no test %s", r.Package, r.Test)
 	case err == nil:
 		return fmt.Errorf("%s passes although the build is broken", r.Test)
-	case !strings.Contains(string(out), "--- FAIL: "+r.Test):
-		return fmt.Errorf("the broken build fails in another way:\n%s", tail(string(out), 15))
+	case !strings.Contains(out, "--- FAIL: "+r.Test):
+		return fmt.Errorf("the broken build fails in another way:\n%s", tail(out, 15))
 	}
 	return nil
 }
