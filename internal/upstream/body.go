@@ -40,6 +40,8 @@ type requestBody struct {
 
 	rest []byte
 	last error
+	sent []byte // what Transport has read, while it is little
+	much bool   // it was more
 
 	mu  sync.Mutex
 	err error // of the client
@@ -89,8 +91,17 @@ func (b *requestBody) Read(p []byte) (int, error) {
 	}
 	n := copy(p, b.rest)
 	b.rest = b.rest[n:]
+	if b.much = b.much || len(b.sent)+n > replaySize; b.much {
+		b.sent = nil
+	} else {
+		b.sent = append(b.sent, p[:n]...)
+	}
 	return n, nil
 }
+
+// replaySize is how much of a body is kept, in case its connection turns out
+// to be one that the upstream has closed meanwhile.
+const replaySize = 16 << 10
 
 // readAll reads the client into two buffers in turn: a part is handed over
 // only when the one before it was used up.
@@ -164,23 +175,32 @@ func (b *requestBody) clientError() error {
 	return b.err
 }
 
-func (b *requestBody) bytes() int64 {
-	if b == nil {
-		return 0
-	}
-	return b.n.Load()
-}
-
 // Close is Transport's; the body may yet be sent again elsewhere.
 func (b *requestBody) Close() error { return nil }
 
-// again lets Transport send the body over another connection, as long as
-// nothing of it was read.
+// again lets Transport send the body over another connection, as long as what
+// it read of it is still here. It asks only if nothing was written to the
+// first connection or the method is idempotent, and its writer is done.
 func (b *requestBody) again() (io.ReadCloser, error) {
-	if b.begun.Load() {
+	if b.much {
 		return nil, errBodyStopped
 	}
-	return b, nil
+	return &replay{b, b.sent}, nil
+}
+
+// replay is a body from its beginning.
+type replay struct {
+	*requestBody
+	kept []byte
+}
+
+func (r *replay) Read(p []byte) (int, error) {
+	if len(r.kept) > 0 {
+		n := copy(p, r.kept)
+		r.kept = r.kept[n:]
+		return n, nil
+	}
+	return r.requestBody.Read(p)
 }
 
 // finish ends reading. Where the source can be closed, a pending read of the

@@ -135,7 +135,9 @@ func RoundTrip(ctx context.Context, t *Target, edits *exchange.HeaderEdits, v ex
 	if !stop() {
 		<-interrupted
 	}
-	e.result.RequestBytes = e.body.bytes()
+	if e.body != nil {
+		e.result.RequestBytes = e.body.n.Load()
+	}
 	if err != nil {
 		err = e.failed(ctx, err)
 	}

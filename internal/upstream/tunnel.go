@@ -87,24 +87,15 @@ func (e *trip) pipe(client, up io.ReadWriteCloser) error {
 		e.touch()
 		e.setIdle(halfOpenFor)
 	}
-	second := <-results
+	<-results
+	e.result.RequestBytes = received.Load()
 	e.result.ResponseBytes = sent.Load()
-	if e.body == nil {
-		e.tunnelBytes(received.Load())
-	}
 	if cause := context.Cause(e.ctx); cause != nil {
 		return cause
 	}
 	// A tunnel has no proper end at this level: whoever closes first, even by
 	// a reset, has ended it.
-	_ = second
 	return nil
-}
-
-// tunnelBytes counts what the client sent into the tunnel as its body.
-func (e *trip) tunnelBytes(n int64) {
-	e.body = newRequestBody(nil)
-	e.body.n.Store(n)
 }
 
 // copyHalf copies one direction and passes its end on.
