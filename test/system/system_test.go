@@ -32,6 +32,10 @@ func run(m *testing.M) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
+	// POSTERN_PROGRAM tests a binary that is there, a release for instance.
+	if program = os.Getenv("POSTERN_PROGRAM"); program != "" {
+		return m.Run()
+	}
 	program = filepath.Join(dir, "postern")
 	build := exec.Command("go", "build", "-o", program, "./cmd/postern")
 	build.Dir = top
