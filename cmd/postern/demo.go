@@ -20,7 +20,6 @@ func demoCommand() *cobra.Command {
 					return err
 				}
 			}
-			o.Log = cmd.ErrOrStderr()
 			return demo.Run(cmd.Context(), o)
 		},
 	}

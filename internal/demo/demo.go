@@ -40,8 +40,9 @@ type Options struct {
 	// ReadyFile is written, as JSON, once the demo serves; "" writes none.
 	ReadyFile string
 	Version   string
-	// Out is where people read; Log gets the server's log, one JSON line each.
-	Out, Log io.Writer
+	// Out is where people read. The server's log goes to postern.log in the
+	// data directory, one JSON line each.
+	Out io.Writer
 }
 
 // Marker is the file that says that a data directory belongs to the demo.
@@ -83,8 +84,7 @@ func Run(ctx context.Context, o Options) error {
 	if err := writeUsers(dir, accounts); err != nil {
 		return err
 	}
-	secret, err := loadSecret(filepath.Join(dir, "shared_secret"))
-	if err != nil {
+	if err := makeSecret(filepath.Join(dir, "shared_secret")); err != nil {
 		return err
 	}
 	health, err := freePort()
@@ -108,9 +108,13 @@ func Run(ctx context.Context, o Options) error {
 		"portal":       "https://" + hosts.app + ":" + port + "/.pomerium/routes",
 		"authenticate": "https://" + hosts.authenticate + ":" + port + "/",
 	}}
-	_ = secret
+	log, err := os.OpenFile(filepath.Join(dir, "postern.log"), os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return fmt.Errorf("the log cannot be written: %w; give another --data-dir", err)
+	}
+	defer log.Close()
 	return server.Run(ctx, server.Options{
-		ConfigFile: configFile, Version: o.Version, Out: o.Log, LocalCA: ca,
+		ConfigFile: configFile, Version: o.Version, Out: log, LocalCA: ca,
 		Ready: func() {
 			if o.ReadyFile != "" {
 				if err := writeJSON(o.ReadyFile, r); err != nil {
@@ -206,15 +210,15 @@ func writeUsers(dir string, accounts []Account) error {
 	return writeFile(file, b)
 }
 
-func loadSecret(file string) (string, error) {
-	b, err := os.ReadFile(file)
-	if errors.Is(err, fs.ErrNotExist) {
-		raw := make([]byte, 32)
-		rand.Read(raw)
-		s := base64.StdEncoding.EncodeToString(raw)
-		return s, writeFile(file, []byte(s))
+// makeSecret makes the shared secret at the first start.
+func makeSecret(file string) error {
+	_, err := os.Stat(file)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
-	return string(b), err
+	raw := make([]byte, 32)
+	rand.Read(raw)
+	return writeFile(file, []byte(base64.StdEncoding.EncodeToString(raw)))
 }
 
 func freePort() (string, error) {
@@ -363,14 +367,14 @@ Try
      the four checks by which it knows.
   2. As Ada, open finance: refused, with the reason. As Grace it opens.
   3. Sign out, and the application is closed again at once.
-  4. Change a group in %s/users.yaml and reload the page.
-  5. postern sessions list --config %s/config.yaml
+  4. Change a group in %[2]s/users.yaml and reload the page.
+  5. go run ./cmd/postern sessions list --config %[2]s/config.yaml
 
 Browsers warn until they trust the demo's own certificate authority (it can
 vouch for names under localhost only):
-  curl --cacert %s %s
+  curl --cacert %[1]s %[3]s
 
-Ctrl-C ends it; data stays in %s.
+Ctrl-C drains and ends it. Data stays in %[2]s, the log is %[2]s/postern.log.
 
-`, dir, dir, r.CAFile, r.URLs["public"], dir)
+`, r.CAFile, dir, r.URLs["public"])
 }

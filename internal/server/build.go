@@ -188,7 +188,7 @@ func compile(cfg *config.Config) (*compiled, []config.Problem) {
 		}
 		routes = append(routes, rt)
 		c.routes = append(c.routes, r)
-		if rt.From.Protocol != route.HTTPS && rt.From.Protocol != route.HTTP {
+		if rt.From.Protocol != route.HTTP {
 			tunnels = append(tunnels, r.Path())
 			c.specs = append(c.specs, upstream.Spec{})
 			continue
