@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"errors"
 	"iter"
 	"log/slog"
 	"net/netip"
@@ -367,8 +366,6 @@ func (d Decision) has(name string) bool {
 }
 
 func yes() *bool { b := true; return &b }
-
-var errTest = errors.New("broken on purpose")
 
 func routeAccess(idp string) route.Access { return route.Access{IDPID: idp} }
 
