@@ -3,6 +3,7 @@ package authz
 import (
 	"context"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -219,6 +220,42 @@ func TestStaleNeverAllows(t *testing.T) {
 	if d := e.Decide(ctx, h.request(v)); d.Outcome != Error || d.Status != 503 {
 		t.Errorf("unreadable groups: got %v %d", d.Outcome, d.Status)
 	}
+}
+
+// The same with a real copy whose store goes away and comes back.
+func TestStoreCutOff(t *testing.T) {
+	h := newHouse(t, []routeSpec{{from: "https://deny.corp.test", policy: "- allow: {or: [{authenticated_user: true}]}\n- deny: {or: [{groups: fired}]}"}})
+	token := h.person("a", "a@corp.test", "deny.corp.test", "staff")
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	defer func() { cancel(); running.Wait() }()
+	quick := record.NewReplica(h.store, session.DirectoryUserType, session.DecodeDirectoryUser, record.ReplicaOptions{MaxStale: 20 * time.Millisecond})
+	running.Go(func() { _ = quick.Run(ctx) })
+	if err := quick.WaitSynced(ctx); err != nil {
+		t.Fatal(err)
+	}
+	s := h.sources
+	s.DirectoryUsers = quick
+	e, err := New(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	ask := func() Decision {
+		return e.Decide(ctx, h.request(request("GET", "https://deny.corp.test/", "Cookie", cookie(token))))
+	}
+	if d := ask(); d.Outcome != Allow {
+		t.Fatalf("%v %v", d.Outcome, d.Err)
+	}
+	h.store.cut(true)
+	eventually(t, "the copy is no longer believed", func() bool { return ask().Status == 503 })
+	for range 100 {
+		if d := ask(); d.Outcome != Error {
+			t.Fatalf("while cut off: %v", d.Outcome)
+		}
+	}
+	h.store.cut(false)
+	eventually(t, "it is read through again", func() bool { return ask().Outcome == Allow })
 }
 
 // lost is a copy that never synced over a store that does not answer.

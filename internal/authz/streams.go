@@ -65,7 +65,6 @@ type streams struct {
 	queue   []*Stream
 	workers int
 	current func() Current
-	stale   bool
 }
 
 const (
