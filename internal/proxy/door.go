@@ -340,7 +340,7 @@ func (c *call) refuse() {
 		page.CertificateFailed = len(c.view.peer.Certificates) > 0
 		if rt != nil && rt.ShowErrorDetails {
 			page.ShowDetails = true
-			page.Denial = denial(d)
+			page.Denial = DenialOf(d)
 		}
 	}
 	c.failWith(page, "ext_authz_denied")
@@ -379,8 +379,9 @@ func denialKind(status int) pages.ErrorKind {
 	return pages.Denied
 }
 
-// denial is what a route with show_error_details tells besides.
-func denial(d *authz.Decision) pages.Denial {
+// DenialOf is what a refusal page tells besides to those who may know: on
+// routes with show_error_details, and to administrators.
+func DenialOf(d *authz.Decision) pages.Denial {
 	var out pages.Denial
 	for _, reason := range d.Why.Names() {
 		out.Conditions = append(out.Conditions, pages.ConditionFor(reason))

@@ -200,10 +200,8 @@ func compile(cfg *config.Config) (*compiled, []config.Problem) {
 			Message: "TCP, UDP and SSH routes are understood but not served yet: " + strings.Join(tunnels, ", "),
 			Hint:    "clients that ask for them are answered 404"})
 	}
-	if cfg.Control.AdminPolicy != nil {
-		p, warnings, err := policy.ParseNode("admin_policy", cfg.Control.AdminPolicy, policy.Options{FoldCase: true, Path: "admin_policy"})
-		problems = append(problems, policyProblems(warnings, err, "", "admin_policy")...)
-		c.admin = policy.NewSet(policy.Pool{Own: p})
+	if cfg.AdminPolicy != nil {
+		c.admin = policy.NewSet(policy.Pool{Own: cfg.AdminPolicy})
 	}
 	options := route.Options{MatchAnyIncomingPort: cfg.Flag("match_any_incoming_port")}
 	if c.signIn != nil {
@@ -300,12 +298,7 @@ func compileRoute(cfg *config.Config, r *config.Route, providerID string) (*rout
 			s.Policies = append(s.Policies, a)
 		}
 	}
-	if r.Policy != nil {
-		path := r.Path() + ".policy"
-		p, warnings, err := policy.ParseNode(r.File, r.Policy, policy.Options{FoldCase: true, Path: path})
-		problems = append(problems, policyProblems(warnings, err, r.File, path)...)
-		attach(route.Attached{Policy: p})
-	}
+	attach(route.Attached{Policy: r.Compiled})
 	for i, sub := range r.Authz.SubPolicies {
 		a, more := subPolicy(sub, fmt.Sprintf("%s.sub_policies[%d]", r.Path(), i), r)
 		problems = append(problems, more...)
@@ -313,14 +306,7 @@ func compileRoute(cfg *config.Config, r *config.Route, providerID string) (*rout
 			attach(x)
 		}
 	}
-	short, err := policy.Shortcuts{
-		Public: r.Authz.AllowPublicUnauthenticatedAccess, CORSPreflight: r.Authz.CORSAllowPreflight, AnyUser: r.Authz.AllowAnyAuthenticatedUser,
-		Domains: r.Authz.AllowedDomains, Claims: r.Authz.AllowedIDPClaims, Users: r.Authz.AllowedUsers, FoldCase: true,
-	}.Policy()
-	if err != nil {
-		fail(err)
-	}
-	attach(route.Attached{Policy: short})
+	attach(route.Attached{Policy: r.Shortcuts})
 	rt, err := route.New(s)
 	if err != nil {
 		fail(err)
@@ -501,7 +487,7 @@ func (s *Server) build(ctx context.Context, cfg *config.Config, previous *genera
 		Table: c.table, Targets: targets, Settings: settings, Endpoints: s.endpoints(cfg, c, service, env, keys, renderer),
 		Authorizer: s.engine, Env: env, Streams: s.engine,
 		SignInURL: signInURL(service),
-		Pages:     renderer, Decorate: s.decorate(c, service),
+		Pages:     renderer, Decorate: s.decorate(c),
 		AccessLog: access, Metrics: s.metrics, Log: s.log,
 	}
 	if c.clientCAs {
@@ -512,7 +498,9 @@ func (s *Server) build(ctx context.Context, cfg *config.Config, previous *genera
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		s.syncAccounts(run, c)
+		if err := service.SyncAccounts(run); err != nil && run.Err() == nil {
+			s.log.Warn("local accounts could not be brought in line with local_users_file; it is tried again", "error", err)
+		}
 		_ = service.Run(run)
 	}()
 	g.stop = func() { cancel(); <-done }

@@ -44,13 +44,19 @@ func (s *Server) endpoints(cfg *config.Config, c *compiled, service *authn.Servi
 	return proxy.NewEndpoints(list...)
 }
 
-// decorate adds to an error page what only the wiring knows.
-func (s *Server) decorate(c *compiled, service *authn.Service) func(*pages.ErrorPage, exchange.View, *route.Route, *authz.Decision) {
+// decorate adds to an error page what only the wiring knows: where the
+// visitor can go, and for administrators (admin_policy) why they were refused,
+// whatever the route tells others.
+func (s *Server) decorate(c *compiled) func(*pages.ErrorPage, exchange.View, *route.Route, *authz.Decision) {
 	return func(p *pages.ErrorPage, v exchange.View, rt *route.Route, d *authz.Decision) {
-		if d != nil && !d.Caller.Anonymous() {
-			p.PortalURL = "/.pomerium/routes"
-			p.AccountURL = "/.pomerium/"
-			p.OtherAccountURL = "/.pomerium/sign_out"
+		if d == nil || d.Caller.Anonymous() {
+			return
+		}
+		p.PortalURL = portal.PathRoutes
+		p.AccountURL = portal.PathAccount
+		p.OtherAccountURL = "/.pomerium/sign_out"
+		if p.Kind == pages.Denied && !p.ShowDetails && authz.Satisfies(c.admin, d.Caller, time.Now()) {
+			p.ShowDetails, p.Denial = true, proxy.DenialOf(d)
 		}
 	}
 }
