@@ -3,8 +3,10 @@ package proxy
 import (
 	"context"
 	"iter"
+	"maps"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"postern/internal/exchange"
@@ -195,7 +197,18 @@ func (v *request) Header(name string) string {
 	if strings.EqualFold(name, "Host") {
 		return v.authority
 	}
+	if strings.EqualFold(name, "Trailer") {
+		return v.trailerNames()
+	}
 	return v.r.Header.Get(name)
+}
+
+// trailerNames is the Trailer header, which net/http turns into a map.
+func (v *request) trailerNames() string {
+	if len(v.r.Trailer) == 0 {
+		return ""
+	}
+	return strings.Join(slices.Sorted(maps.Keys(v.r.Trailer)), ", ")
 }
 
 func (v *request) Values(name string) iter.Seq[string] {
@@ -205,6 +218,21 @@ func (v *request) Values(name string) iter.Seq[string] {
 		}
 		if strings.EqualFold(name, "Host") {
 			yield(v.authority)
+			return
+		}
+		if strings.EqualFold(name, "Trailer") {
+			if t := v.trailerNames(); t != "" {
+				yield(t)
+			}
+			return
+		}
+		if strings.EqualFold(name, "Trailer") {
+			// net/http moves the announced names there.
+			for announced := range v.r.Trailer {
+				if !v.hides(announced) && !yield(announced) {
+					return
+				}
+			}
 			return
 		}
 		for _, value := range v.r.Header.Values(name) {
