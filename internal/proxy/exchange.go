@@ -33,7 +33,7 @@ type response struct {
 
 func newResponse(w http.ResponseWriter, r *http.Request) *response {
 	x := &response{w: w, r: r, rc: http.NewResponseController(w)}
-	if r.Body != nil && r.Body != http.NoBody && !(r.Method == http.MethodConnect && r.ProtoMajor == 1) {
+	if r.Body != nil && r.Body != http.NoBody && r.ContentLength != 0 && !(r.Method == http.MethodConnect && r.ProtoMajor == 1) {
 		x.body = &requestBody{x: x}
 	}
 	return x
