@@ -31,7 +31,7 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"expand":   cmdExpand,   // expand FILE...           @NAME@ becomes the variable's value
 	"upstream": cmdUpstream, // upstream NAME            an echo server, its address in NAME
 	"idp":      cmdIDP,      // idp dex|oidc NAME USERS REDIRECTS [LOGOUT] [TTL]
-	"start":    cmdStart,    // start NAME ARG...        postern in the background, until ready
+	"start":    cmdStart,    // start NAME [VAR=VALUE...] ARG...  postern in the background, until ready
 	"stop":     cmdStop,     // stop NAME [SIGNAL]
 	"signal":   cmdSignal,   // signal NAME SIGNAL
 	"log":      cmdLog,      // log NAME REGEXP          until its output matches (! log: must not)
@@ -119,12 +119,18 @@ func cmdIDP(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv(args[1]+"_PORT", port)
 }
 
+var assignment = regexp.MustCompile(`^[A-Z][A-Z0-9_]*=`)
+
 func cmdStart(ts *testscript.TestScript, neg bool, args []string) {
-	need(ts, neg, args, 2, "start NAME ARG...")
+	need(ts, neg, args, 2, "start NAME [VARIABLE=VALUE...] ARG...")
 	w := theWorld(ts)
-	cmd := exec.Command(program, args[1:]...)
-	cmd.Dir = ts.MkAbs(".")
-	cmd.Env = append(os.Environ(), "HOME="+ts.Getenv("WORK"), "XDG_DATA_HOME="+ts.Getenv("WORK")+"/data")
+	env := append(os.Environ(), "HOME="+ts.Getenv("HOME"), "XDG_DATA_HOME="+ts.Getenv("XDG_DATA_HOME"))
+	rest := args[1:]
+	for len(rest) > 0 && assignment.MatchString(rest[0]) {
+		env, rest = append(env, rest[0]), rest[1:]
+	}
+	cmd := exec.Command(program, rest...)
+	cmd.Dir, cmd.Env = ts.MkAbs("."), env
 	p, err := startProcess(cmd)
 	ts.Check(err)
 	w.mu.Lock()
@@ -158,7 +164,7 @@ func cmdStart(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-var signals = map[string]syscall.Signal{"HUP": syscall.SIGHUP, "TERM": syscall.SIGTERM, "INT": syscall.SIGINT, "KILL": syscall.SIGKILL}
+var signals = map[string]syscall.Signal{"HUP": syscall.SIGHUP, "TERM": syscall.SIGTERM, "INT": syscall.SIGINT, "KILL": syscall.SIGKILL, "STOP": syscall.SIGSTOP, "CONT": syscall.SIGCONT}
 
 func theProcess(ts *testscript.TestScript, name string) *process {
 	w := theWorld(ts)

@@ -4,10 +4,12 @@
 package system
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -17,6 +19,11 @@ import (
 var program, top string
 
 func TestMain(m *testing.M) {
+	flag.Parse()
+	// Most scripts wait for something most of the time.
+	if n, err := strconv.Atoi(flag.Lookup("test.parallel").Value.String()); err == nil && n < 8 {
+		flag.Set("test.parallel", "8")
+	}
 	os.Exit(run(m))
 }
 
@@ -55,6 +62,9 @@ func TestScripts(t *testing.T) {
 			w := newWorld(e)
 			e.Values[worldKey{}] = w
 			e.Defer(w.close)
+			e.Setenv("HOME", e.WorkDir)
+			e.Setenv("XDG_DATA_HOME", filepath.Join(e.WorkDir, "data"))
+			e.Setenv("TOP", top)
 			e.Setenv("PATH", filepath.Dir(program)+string(os.PathListSeparator)+e.Getenv("PATH"))
 			return nil
 		},

@@ -5,13 +5,11 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/json"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/http/cookiejar"
-	"net/http/httptest"
 	"net/url"
 	"os"
 	"os/exec"
@@ -29,10 +27,10 @@ type world struct {
 	env  interface{ Getenv(string) string }
 	work string
 
-	mu     sync.Mutex
-	procs  map[string]*process
-	agents map[string]*agent
-	down   []func()
+	mu      sync.Mutex
+	procs   map[string]*process
+	agents  map[string]*agent
+	sockets map[string]*socket
 }
 
 type worldKey struct{}
@@ -40,17 +38,15 @@ type worldKey struct{}
 func newWorld(e interface {
 	Getenv(string) string
 }) *world {
-	return &world{env: e, work: e.Getenv("WORK"), procs: map[string]*process{}, agents: map[string]*agent{}}
+	return &world{env: e, work: e.Getenv("WORK"), procs: map[string]*process{}, agents: map[string]*agent{}, sockets: map[string]*socket{}}
 }
 
 func (w *world) close() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, p := range w.procs {
+		p.cmd.Process.Signal(syscall.SIGCONT)
 		p.stop(syscall.SIGTERM)
-	}
-	for i := len(w.down) - 1; i >= 0; i-- {
-		w.down[i]()
 	}
 }
 
@@ -139,6 +135,7 @@ func freePort() (string, error) {
 type agent struct {
 	client *http.Client
 	hops   []string
+	last   *page
 }
 
 func newAgent(caFile string) (*agent, error) {
@@ -187,7 +184,8 @@ func (a *agent) do(req *http.Request) (*page, error) {
 		return nil, err
 	}
 	a.hops = append(a.hops, fmt.Sprintf("%d %s %s", res.StatusCode, req.Method, req.URL))
-	return &page{res, string(b)}, nil
+	a.last = &page{res, string(b)}
+	return a.last, nil
 }
 
 // visit follows redirects, and fills a sign-in form with the account if there
@@ -198,6 +196,10 @@ func (a *agent) visit(target, email, password string) (*page, error) {
 	if err != nil {
 		return nil, err
 	}
+	return a.follow(req, email, password)
+}
+
+func (a *agent) follow(req *http.Request, email, password string) (*page, error) {
 	req.Header.Set("Accept", "text/html,application/xhtml+xml,*/*;q=0.8")
 	filled := 0
 	for range 25 {
@@ -297,23 +299,6 @@ func (f *form) fill(base *url.URL, email, password string) (*http.Request, error
 	req.Header.Set("Sec-Fetch-Site", "same-origin")
 	req.Header.Set("Accept", "text/html")
 	return req, nil
-}
-
-// echo is an upstream that says what it was sent, as JSON.
-func echo(name string) *httptest.Server {
-	return httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		b, _ := io.ReadAll(r.Body)
-		for k, v := range r.URL.Query() {
-			if h, ok := strings.CutPrefix(k, "respond-"); ok {
-				w.Header().Set(h, v[0])
-			}
-		}
-		w.Header().Set("Content-Type", "application/json")
-		enc := json.NewEncoder(w)
-		enc.SetIndent("", "  ")
-		enc.Encode(map[string]any{"upstream": name, "method": r.Method, "path": r.URL.EscapedPath(), "query": r.URL.RawQuery,
-			"host": r.Host, "headers": r.Header, "body": string(b)})
-	}))
 }
 
 // startIDP runs a real identity provider: "dex" or "oidc" (npm oidc-provider).

@@ -38,6 +38,9 @@ server.listen(Number(o.port), '127.0.0.1', () => {
     interactions: { url: (_, i) => `/interaction/${i.uid}` },
     features: { devInteractions: { enabled: false }, rpInitiatedLogout: on, revocation: on, introspection: on },
   })
+  // One line per grant, so that a test can count renewals.
+  provider.on("grant.success", ctx => console.log("granted", ctx.oidc.params.grant_type))
+  provider.on("grant.error", (ctx, e) => console.log("refused", ctx.oidc.params?.grant_type, e.message))
   const serve = provider.callback()
   server.on('request', async (req, res) => {
     const m = new URL(req.url, issuer).pathname.match(/^\/interaction\/([^/]+)$/)
