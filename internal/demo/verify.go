@@ -114,7 +114,7 @@ func (v *verifier) verify(r *http.Request) (claims, []check, bool) {
 }
 
 func (v *verifier) signature(ctx context.Context, token string, c *claims) (string, error) {
-	sig, err := jose.ParseSigned(token, []jose.SignatureAlgorithm{jose.ES256, jose.RS256})
+	sig, err := jose.ParseSignedCompact(token, []jose.SignatureAlgorithm{jose.ES256, jose.RS256})
 	if err != nil || len(sig.Signatures) != 1 {
 		return "", errors.New("the note is not a signed token")
 	}

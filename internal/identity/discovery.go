@@ -112,47 +112,45 @@ type discovery struct {
 // get gives the metadata. It waits for a running call rather than making
 // another; the call itself does not end with the first asker's context.
 func (d *discovery) get(ctx context.Context) (*metadata, error) {
-	for {
-		d.mu.Lock()
-		now := d.now()
-		fresh := d.have != nil && now.Sub(d.at) < discoveryLife
-		if fresh {
-			m := d.have
-			d.mu.Unlock()
-			return m, nil
-		}
-		if d.inflight == nil {
-			if now.Before(d.retryAt) {
-				m, err := d.have, d.err
-				d.mu.Unlock()
-				if m != nil {
-					return m, nil
-				}
-				return nil, err
-			}
-			d.inflight = make(chan struct{})
-			go d.run(context.WithoutCancel(ctx), d.inflight)
-		}
-		if d.have != nil { // old, while the new one is on its way
-			m := d.have
-			d.mu.Unlock()
-			return m, nil
-		}
-		wait := d.inflight
+	d.mu.Lock()
+	now := d.now()
+	fresh := d.have != nil && now.Sub(d.at) < discoveryLife
+	if fresh {
+		m := d.have
 		d.mu.Unlock()
-		select {
-		case <-wait:
-		case <-ctx.Done():
-			return nil, &Error{Kind: Temporary, Doing: "wait for discovery", Err: ctx.Err()}
-		}
-		d.mu.Lock()
-		m, err := d.have, d.err
-		d.mu.Unlock()
-		if m != nil {
-			return m, nil
-		}
-		return nil, err
+		return m, nil
 	}
+	if d.inflight == nil {
+		if now.Before(d.retryAt) {
+			m, err := d.have, d.err
+			d.mu.Unlock()
+			if m != nil {
+				return m, nil
+			}
+			return nil, err
+		}
+		d.inflight = make(chan struct{})
+		go d.run(context.WithoutCancel(ctx), d.inflight)
+	}
+	if d.have != nil { // old, while the new one is on its way
+		m := d.have
+		d.mu.Unlock()
+		return m, nil
+	}
+	wait := d.inflight
+	d.mu.Unlock()
+	select {
+	case <-wait:
+	case <-ctx.Done():
+		return nil, &Error{Kind: Temporary, Doing: "wait for discovery", Err: ctx.Err()}
+	}
+	d.mu.Lock()
+	m, err := d.have, d.err
+	d.mu.Unlock()
+	if m != nil {
+		return m, nil
+	}
+	return nil, err
 }
 
 func (d *discovery) run(ctx context.Context, done chan struct{}) {

@@ -325,7 +325,7 @@ func loopGate(g *gate, p *ErrorPage) {
 		times = strconv.Itoa(p.Attempts) + " times"
 	}
 	g.Lead = say("You were sent to sign in " + times + " and came back without a session each time. Going round again would not help.")
-	cause := sentence{}
+	var cause sentence
 	cookies := say("Allow cookies for this site.")
 	clock := say("Check that the clock on this device is right.")
 	if !p.Time.IsZero() {

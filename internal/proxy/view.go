@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"context"
 	"iter"
 	"maps"
 	"net/http"
@@ -154,18 +153,17 @@ func (h *ReceivedHead) dropUnderscoresFrom(s *Settings) {
 	h.Fields = kept
 }
 
-func (v *request) Method() string           { return v.r.Method }
-func (v *request) Scheme() string           { return v.scheme }
-func (v *request) Protocol() string         { return v.protocol }
-func (v *request) Authority() string        { return v.authority }
-func (v *request) Hostname() string         { return v.hostname }
-func (v *request) RawTarget() string        { return v.r.RequestURI }
-func (v *request) Path() string             { return v.path }
-func (v *request) RawQuery() string         { return v.rawQuery }
-func (v *request) HasQuery() bool           { return v.hasQuery }
-func (v *request) RequestID() string        { return v.id }
-func (v *request) Peer() *exchange.Peer     { return &v.peer }
-func (v *request) context() context.Context { return v.r.Context() }
+func (v *request) Method() string       { return v.r.Method }
+func (v *request) Scheme() string       { return v.scheme }
+func (v *request) Protocol() string     { return v.protocol }
+func (v *request) Authority() string    { return v.authority }
+func (v *request) Hostname() string     { return v.hostname }
+func (v *request) RawTarget() string    { return v.r.RequestURI }
+func (v *request) Path() string         { return v.path }
+func (v *request) RawQuery() string     { return v.rawQuery }
+func (v *request) HasQuery() bool       { return v.hasQuery }
+func (v *request) RequestID() string    { return v.id }
+func (v *request) Peer() *exchange.Peer { return &v.peer }
 
 func (v *request) Proto() exchange.Proto {
 	switch {

@@ -34,7 +34,7 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"start":    cmdStart,    // start NAME [VAR=VALUE...] ARG...  postern in the background, until ready
 	"stop":     cmdStop,     // stop NAME [SIGNAL]
 	"signal":   cmdSignal,   // signal NAME SIGNAL
-	"log":      cmdLog,      // log NAME REGEXP          until its output matches (! log: must not)
+	"log":      cmdLog,      // log NAME REGEXP [TIME]   until its output matches (! log: must not)
 	"visit":    cmdVisit,    // visit AGENT URL [EMAIL PASSWORD]  follow redirects, fill forms
 	"request":  cmdRequest,  // request AGENT METHOD URL [HEADER...] one request, head and body to stdout
 	"verify":   cmdVerify,   // verify AGENT JWKS-URL HEADER  the assertion in stdout's JSON, checked; claims to stdout
@@ -179,7 +179,7 @@ func theProcess(ts *testscript.TestScript, name string) *process {
 
 func cmdStop(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) < 1 {
-		ts.Fatalf("usage: stop NAME [SIGNAL]")
+		ts.Fatalf("usage: end NAME [SIGNAL]")
 	}
 	sig := syscall.SIGTERM
 	if len(args) > 1 {
@@ -198,8 +198,13 @@ func cmdSignal(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func cmdLog(ts *testscript.TestScript, neg bool, args []string) {
-	if len(args) != 2 {
-		ts.Fatalf("usage: log NAME REGEXP")
+	limit := 20 * time.Second
+	if len(args) == 3 {
+		var err error
+		limit, err = time.ParseDuration(args[2])
+		ts.Check(err)
+	} else if len(args) != 2 {
+		ts.Fatalf("usage: log NAME REGEXP [TIME]")
 	}
 	re, err := regexp.Compile("(?m)" + args[1])
 	ts.Check(err)
@@ -210,7 +215,7 @@ func cmdLog(ts *testscript.TestScript, neg bool, args []string) {
 		}
 		return
 	}
-	err = eventually(15*time.Second, func() error {
+	err = eventually(limit, func() error {
 		if re.MatchString(p.out.String()) {
 			return nil
 		}
@@ -306,7 +311,7 @@ func cmdVerify(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(err)
 	var keys jose.JSONWebKeySet
 	ts.Check(json.Unmarshal([]byte(p.body), &keys))
-	sig, err := jose.ParseSigned(token, []jose.SignatureAlgorithm{jose.ES256, jose.RS256})
+	sig, err := jose.ParseSignedCompact(token, []jose.SignatureAlgorithm{jose.ES256, jose.RS256})
 	ts.Check(err)
 	found := keys.Key(sig.Signatures[0].Header.KeyID)
 	if len(found) != 1 {
