@@ -182,7 +182,10 @@ func (d testDoor) start(t testing.TB) *running {
 		cfg = *d.config
 	}
 	if cfg.SetResponseHeaders == nil {
-		cfg.SetResponseHeaders = DefaultResponseHeaders(true)
+		cfg.SetResponseHeaders = map[string]string{
+			"X-Frame-Options": "SAMEORIGIN", "X-XSS-Protection": "1; mode=block",
+			"Strict-Transport-Security": "max-age=31536000; includeSubDomains; preload",
+		}
 	}
 	settings, err := NewSettings(cfg, session.NewCookieNames("", ""))
 	if err != nil {

@@ -96,6 +96,9 @@ func (x *response) Inform(status int, h exchange.HeaderSeq) error {
 	if x.begun || status < 100 || status > 199 || status == http.StatusSwitchingProtocols {
 		return fmt.Errorf("cannot send an informational response %d here", status)
 	}
+	if !x.r.ProtoAtLeast(1, 1) {
+		return nil // RFC 9110 §15.2: HTTP/1.0 knows none
+	}
 	header := x.w.Header()
 	saved := header.Clone()
 	clear(header)
@@ -137,11 +140,9 @@ func (x *response) Begin(status int, h exchange.HeaderSeq, size int64) error {
 		header["Content-Type"] = nil // net/http must not guess
 	}
 	switch {
-	case x.r.Method == http.MethodHead, status == http.StatusNotModified:
-		// Content-Length describes what a GET would get; it stays as it came.
-	case status == http.StatusNoContent:
+	case status == http.StatusNoContent, status == http.StatusNotModified:
 		delete(header, "Content-Length")
-	case size >= 0:
+	case size >= 0: // for HEAD: what a GET would get
 		header["Content-Length"] = []string{strconv.FormatInt(size, 10)}
 	default:
 		delete(header, "Content-Length")

@@ -616,6 +616,33 @@ func TestRefusalDoesNotWaitForTheBody(t *testing.T) {
 	}
 }
 
+func TestHeadKeepsTheLength(t *testing.T) {
+	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/304" {
+			w.Header().Set("ETag", `"x"`)
+			w.WriteHeader(304)
+			return
+		}
+		w.Header().Set("Content-Length", "12345")
+		if r.Method == "GET" {
+			io.Copy(w, &pattern{n: 12345})
+		}
+	}))
+	defer up.Close()
+	run := testDoor{routes: []testRoute{{spec: appRoute, to: up.URL}}}.start(t)
+	for _, client := range []*http.Client{run.client, run.h1} {
+		if a := run.do(client, "HEAD", "https://app.test/", ""); a.StatusCode != 200 || a.ContentLength != 12345 {
+			t.Errorf("HEAD: %d, length %d", a.StatusCode, a.ContentLength)
+		}
+		if a := run.do(client, "GET", "https://app.test/", ""); a.ContentLength != 12345 || len(a.body) != 12345 {
+			t.Errorf("GET: length %d, %d bytes", a.ContentLength, len(a.body))
+		}
+		if a := run.do(client, "GET", "https://app.test/304", ""); a.StatusCode != 304 || a.Header.Get("ETag") != `"x"` || a.Header.Get("Content-Type") != "" {
+			t.Errorf("304: %d %v", a.StatusCode, a.Header)
+		}
+	}
+}
+
 func TestRandomBinaryBodySurvives(t *testing.T) {
 	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		b, _ := io.ReadAll(r.Body)

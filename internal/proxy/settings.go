@@ -80,17 +80,3 @@ func NewSettings(c Config, cookies session.CookieNames) (*Settings, error) {
 	s.ResponseHeaders, err = NewResponseRules(c.SetResponseHeaders, nil)
 	return s, err
 }
-
-// DefaultResponseHeaders are set on every response where set_response_headers
-// is not used. HSTS is left out unless a certificate of the operator's own
-// serves the host, because it outlives any experiment (configuration.md §2.12).
-func DefaultResponseHeaders(staticCertificate bool) map[string]string {
-	h := map[string]string{
-		"X-Frame-Options":  "SAMEORIGIN",
-		"X-XSS-Protection": "1; mode=block",
-	}
-	if staticCertificate {
-		h["Strict-Transport-Security"] = "max-age=31536000; includeSubDomains; preload"
-	}
-	return h
-}
