@@ -158,7 +158,7 @@ func (set *routeSettings) groupClaim(w *who) (groups []string, removed int) {
 	removed = len(w.groups) - len(groups)
 	kept := groups
 	for _, g := range w.caller.Groups {
-		if g.Name != "" && slices.Contains(kept, g.ID) {
+		if g.Name != "" && g.Name != g.ID && slices.Contains(kept, g.ID) {
 			groups = append(groups, g.Name)
 		}
 	}
