@@ -119,7 +119,8 @@ func TestCVE_2026_25748_MalformedCookies(t *testing.T) {
 // CVE-2026-33433: identity headers are stripped on public routes as well.
 func TestCVE_2026_33433_PublicRouteStrips(t *testing.T) {
 	h := newHouse(t, []routeSpec{
-		{"https://public.corp.test", "", route.Access{AuthorizationOff: true}},
+		{"https://public.corp.test", "allow: {and: [{accept: true}]}", route.Access{}},
+		{"https://auth.corp.test", "", route.Access{AuthorizationOff: true}},
 		{"https://app.corp.test", "allow: {and: [{authenticated_user: true}]}", route.Access{}},
 	}, func(o *Options) {
 		o.Config.JWTClaimsHeaders = map[string]string{"X-Email": "email"}
@@ -128,6 +129,7 @@ func TestCVE_2026_33433_PublicRouteStrips(t *testing.T) {
 	alice := h.person("alice", "alice@corp.test", "app.corp.test")
 	for name, d := range map[string]Decision{
 		"public":    h.decide(request("GET", "https://public.corp.test/")),
+		"sign-in":   h.decide(request("GET", "https://auth.corp.test/")),
 		"private":   h.decide(request("GET", "https://app.corp.test/", "Cookie", cookie(alice))),
 		"preflight": h.decide(request("OPTIONS", "https://public.corp.test/", "Origin", "https://x.test", "Access-Control-Request-Method", "GET")),
 	} {
