@@ -317,4 +317,3 @@ func upstreamSpec(cfg *config.Config, r *config.Route) upstream.Spec {
 	}
 	return upstream.SpecOf(r.Upstream, web, cfg.Certs.ExtraRoots)
 }
-
