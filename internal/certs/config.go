@@ -69,8 +69,8 @@ type DownstreamMTLS struct {
 	CA     []byte `key:"ca" form:"b64" narrows:"true" status:"acts" doc:"Base64 PEM of the CAs of client certificates; switches the feature on."`
 	CAFile string `key:"ca_file" form:"file" narrows:"true" status:"acts" doc:"File holding the PEM CAs of client certificates."`
 	// CRL is PEM or DER, from the inline key or the file.
-	CRL                  []byte       `key:"crl" form:"b64" narrows:"true" status:"accepted" doc:"Base64 PEM of certificate revocation lists."`
-	CRLFile              string       `key:"crl_file" form:"file" narrows:"true" status:"accepted" doc:"File holding PEM certificate revocation lists."`
+	CRL                  []byte       `key:"crl" form:"b64" narrows:"true" status:"acts" doc:"Base64 PEM of certificate revocation lists."`
+	CRLFile              string       `key:"crl_file" form:"file" narrows:"true" status:"acts" doc:"File holding PEM certificate revocation lists."`
 	Enforcement          string       `key:"enforcement" default:"policy_with_default_deny" enum:"policy_with_default_deny|policy|reject_connection" narrows:"true" status:"acts" doc:"policy: explicit rules only; policy_with_default_deny: refuse without a valid certificate on every route; reject_connection: refuse at TLS level."`
 	MatchSubjectAltNames []SANMatcher `key:"match_subject_alt_names" form:"sans" env:"-" narrows:"true" status:"acts" doc:"Alternative names of which one must match: dns, email, ip_address, uri or user_principal_name, each an RE2 for the full value."`
 	MaxVerifyDepth       *uint32      `key:"max_verify_depth" default:"1" narrows:"true" status:"acts" doc:"Length of the chain without the trust anchor; 0 is unlimited."`
@@ -86,6 +86,6 @@ type SANMatcher struct {
 type RouteConfig struct {
 	_ struct{} `section:"3.7"`
 
-	TLSDownstreamClientCA     []byte `key:"tls_downstream_client_ca" form:"b64" narrows:"true" deprecated:"downstream_mtls" status:"accepted" doc:"Base64 PEM of the client CA of this route; replaces the global one."`
-	TLSDownstreamClientCAFile string `key:"tls_downstream_client_ca_file" form:"file" narrows:"true" deprecated:"downstream_mtls" status:"accepted" doc:"File holding the PEM client CA of this route."`
+	TLSDownstreamClientCA     []byte `key:"tls_downstream_client_ca" form:"b64" narrows:"true" deprecated:"downstream_mtls" status:"acts" doc:"Base64 PEM of the client CA of this route; replaces the global one."`
+	TLSDownstreamClientCAFile string `key:"tls_downstream_client_ca_file" form:"file" narrows:"true" deprecated:"downstream_mtls" status:"acts" doc:"File holding the PEM client CA of this route."`
 }

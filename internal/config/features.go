@@ -73,12 +73,13 @@ var flagDefaults = map[string]bool{
 	"ssh_upstream_tunnel":                    false,
 }
 
-// RouteExtra holds route settings that no package obeys yet.
+// RouteExtra holds route settings of upstreams of a special kind; most act
+// only once their doors are there.
 type RouteExtra struct {
 	_ struct{} `section:"3.11"`
 
-	KubernetesToken     string `key:"kubernetes_service_account_token" secret:"true" status:"accepted" doc:"Token for a Kubernetes API server, which is told the user by impersonation headers."`
-	KubernetesTokenFile string `key:"kubernetes_service_account_token_file" form:"file" status:"accepted" doc:"File holding the token; not together with kubernetes_service_account_token."`
+	KubernetesToken     string `key:"kubernetes_service_account_token" secret:"true" status:"acts" doc:"Token for a Kubernetes API server, which is told the user by impersonation headers."`
+	KubernetesTokenFile string `key:"kubernetes_service_account_token_file" form:"file" status:"acts" doc:"File holding the token; not together with kubernetes_service_account_token."`
 	GoogleServerless    bool   `key:"enable_google_cloud_serverless_authentication" status:"accepted" doc:"Send a Google identity token to the upstream."`
 
 	_ struct{} `section:"3.12"`

@@ -176,8 +176,10 @@ func (d *decoder) resolveFiles(files *fileSet) {
 			if r.Extra.KubernetesToken != "" {
 				d.bad(p+"kubernetes_service_account_token_file", "kubernetes_service_account_token is set, too", "keep one of them")
 			}
-			// Read again at each use; here only its change is watched.
-			_, _ = d.fileAt(files, p+"kubernetes_service_account_token_file", name, true)
+			// Watched, so that a rotated token counts within moments.
+			if b, ok := d.fileAt(files, p+"kubernetes_service_account_token_file", name, true); ok {
+				r.Extra.KubernetesToken = strings.TrimRight(string(b), "\r\n")
+			}
 		}
 	}
 }

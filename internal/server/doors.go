@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -253,7 +254,7 @@ func (d *door) retire() {
 
 // internal binds health, metrics and control: once, for the process.
 func (d *doors) internal(s *Server, cfg *config.Config) error {
-	serve := func(name, key, addr string, h http.Handler) error {
+	serve := func(name, key, addr string, h http.Handler, secure *tls.Config) error {
 		ln, err := bind(key, addr)
 		if err != nil {
 			return err
@@ -263,14 +264,25 @@ func (d *doors) internal(s *Server, cfg *config.Config) error {
 		d.others = append(d.others, srv)
 		d.names[name] = ln.Addr().String()
 		d.mu.Unlock()
+		if secure != nil {
+			ln = tls.NewListener(ln, secure)
+		}
 		go srv.Serve(ln)
 		return nil
 	}
-	if err := serve("health", "health_check_addr", cfg.Telemetry.HealthCheckAddr, s.health.Handler()); err != nil {
+	if err := serve("health", "health_check_addr", cfg.Telemetry.HealthCheckAddr, s.health.Handler(), nil); err != nil {
 		return err
 	}
 	if addr := cfg.Telemetry.MetricsAddress; addr != "" {
-		if err := serve("metrics", "metrics_address", addr, s.metrics.Handler(telemetry.BasicAuth{})); err != nil {
+		auth, err := telemetry.ParseBasicAuth(cfg.Telemetry.MetricsBasicAuth)
+		if err != nil {
+			return err
+		}
+		secure, err := metricsTLS(&cfg.Telemetry)
+		if err != nil {
+			return err
+		}
+		if err := serve("metrics", "metrics_address", addr, s.metrics.Handler(auth), secure); err != nil {
 			return err
 		}
 	}
@@ -289,6 +301,29 @@ func (d *doors) internal(s *Server, cfg *config.Config) error {
 		d.names["control"] = path
 	}
 	return nil
+}
+
+// metricsTLS are the settings of the metrics listener; nil is HTTP without TLS.
+func metricsTLS(c *telemetry.Config) (*tls.Config, error) {
+	if len(c.MetricsCertificate) == 0 {
+		if len(c.MetricsClientCA) > 0 {
+			return nil, errors.New("metrics_client_ca needs TLS: set metrics_certificate and metrics_certificate_key too")
+		}
+		return nil, nil
+	}
+	pair, err := tls.X509KeyPair(c.MetricsCertificate, c.MetricsCertificateKey)
+	if err != nil {
+		return nil, fmt.Errorf("metrics_certificate: %w; give a PEM certificate and its key", err)
+	}
+	t := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair}, NextProtos: []string{"http/1.1"}}
+	if len(c.MetricsClientCA) > 0 {
+		t.ClientCAs = x509.NewCertPool()
+		if !t.ClientCAs.AppendCertsFromPEM(c.MetricsClientCA) {
+			return nil, errors.New("metrics_client_ca holds no certificate: give PEM CA certificates")
+		}
+		t.ClientAuth = tls.RequireAndVerifyClientCert
+	}
+	return t, nil
 }
 
 func (d *doors) wait(ctx context.Context) error {

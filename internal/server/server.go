@@ -162,7 +162,7 @@ func (s *Server) run(ctx context.Context, cfg *config.Config) (err error) {
 	defer background.Wait()
 	defer cancel()
 
-	if err := s.startEngine(ctx, &background); err != nil {
+	if err := s.startEngine(ctx, cfg, &background); err != nil {
 		return err
 	}
 	defer s.engine.Close()
@@ -185,6 +185,12 @@ func (s *Server) run(ctx context.Context, cfg *config.Config) (err error) {
 	}
 	s.watchReadiness(ctx, &background)
 	s.log.Info("serving", "addresses", strings.Join(s.doors.addresses(), ", "), "routes", len(cfg.Routes), "version", s.o.Version)
+	var systemd *notifier
+	if !cfg.Telemetry.HealthCheckSystemdDisabled {
+		systemd = newNotifier(s.o.Env)
+	}
+	systemd.send("READY=1")
+	systemd.watchdog(ctx, &background, s.engine.Ready)
 	if s.o.Ready != nil {
 		s.o.Ready()
 	}
@@ -201,6 +207,7 @@ func (s *Server) run(ctx context.Context, cfg *config.Config) (err error) {
 
 	failed := s.doors.wait(ctx)
 	s.health.Terminate()
+	systemd.send("STOPPING=1")
 	s.log.Info("draining", "up_to", drainTimeout.String())
 	s.doors.drain(drainTimeout)
 	return failed
@@ -280,9 +287,10 @@ type replica interface {
 	Ready() error
 }
 
-func newReplica[T any](s *Server, typ string, decode record.Decode[T]) *record.Replica[T] {
+func newReplica[T any](s *Server, cfg *config.Config, typ string, decode record.Decode[T]) *record.Replica[T] {
 	r := record.NewReplica(s.store, typ, decode, record.ReplicaOptions{
-		OnError: func(err error) { s.log.Warn("a copy of records was interrupted", "type", typ, "error", err) },
+		MaxStale: cfg.Store.MaxStale,
+		OnError:  func(err error) { s.log.Warn("a copy of records was interrupted", "type", typ, "error", err) },
 	})
 	s.replicas = append(s.replicas, r)
 	return r
@@ -291,13 +299,13 @@ func newReplica[T any](s *Server, typ string, decode record.Decode[T]) *record.R
 // syncTimeout bounds how long the start waits for the first copy of records.
 const syncTimeout = 60 * time.Second
 
-func (s *Server) startEngine(ctx context.Context, background *sync.WaitGroup) error {
+func (s *Server) startEngine(ctx context.Context, cfg *config.Config, background *sync.WaitGroup) error {
 	src := authz.Sources{
-		Sessions:        newReplica(s, session.SessionType, session.DecodeSession),
-		ServiceAccounts: newReplica(s, session.ServiceAccountType, session.DecodeServiceAccount),
-		Users:           newReplica(s, session.UserType, session.DecodeUser),
-		DirectoryUsers:  newReplica(s, session.DirectoryUserType, session.DecodeDirectoryUser),
-		DirectoryGroups: newReplica(s, session.DirectoryGroupType, session.DecodeDirectoryGroup),
+		Sessions:        newReplica(s, cfg, session.SessionType, session.DecodeSession),
+		ServiceAccounts: newReplica(s, cfg, session.ServiceAccountType, session.DecodeServiceAccount),
+		Users:           newReplica(s, cfg, session.UserType, session.DecodeUser),
+		DirectoryUsers:  newReplica(s, cfg, session.DirectoryUserType, session.DecodeDirectoryUser),
+		DirectoryGroups: newReplica(s, cfg, session.DirectoryGroupType, session.DecodeDirectoryGroup),
 		Store:           s.store, Logger: s.log, Metrics: s.metrics,
 		Touched: func(c *session.Caller) {
 			if g := s.current.Load(); g != nil {

@@ -11,7 +11,7 @@ type Config struct {
 	ConnectionString     string        `key:"databroker_storage_connection_string" secret:"true" status:"acts" doc:"file:///directory for file; a libpq connection string or URI for postgres."`
 	ConnectionStringFile string        `key:"databroker_storage_connection_string_file" form:"file" status:"acts" doc:"File holding the connection string; beats databroker_storage_connection_string."`
 	DataDir              string        `key:"data_dir" status:"acts" doc:"Directory of what this process keeps: records of the file backend, its made secret, the control socket. $XDG_DATA_HOME/postern if unset."`
-	MaxStale             time.Duration `key:"max_stale" default:"10s" status:"acts" doc:"How old the local copy of records may be before decisions are refused."`
+	MaxStale             time.Duration `key:"max_stale" default:"10s" status:"acts" doc:"How old the local copy of records may be before decisions are refused. Read at the start of the process."`
 
 	ClusterNodes    []ClusterNode `key:"databroker_cluster_nodes" status:"accepted" doc:"Nodes of a databroker cluster, the same on all of them."`
 	ClusterNodeID   string        `key:"databroker_cluster_node_id" status:"accepted" doc:"Which of the cluster nodes this one is."`

@@ -15,13 +15,13 @@ type Config struct {
 	_ struct{} `section:"2.14"`
 
 	MetricsAddress            string `key:"metrics_address" status:"acts" doc:"Listener, host:port, of Prometheus metrics at /metrics; off if unset."`
-	MetricsBasicAuth          string `key:"metrics_basic_auth" secret:"true" narrows:"true" status:"accepted" doc:"Base64 of user:password asked for at the metrics listener."`
-	MetricsCertificate        []byte `key:"metrics_certificate" form:"b64" status:"accepted" doc:"Base64 PEM of the certificate of the metrics listener."`
-	MetricsCertificateKey     []byte `key:"metrics_certificate_key" form:"b64" secret:"true" status:"accepted" doc:"Base64 PEM of the key of metrics_certificate."`
-	MetricsCertificateFile    string `key:"metrics_certificate_file" form:"file" status:"accepted" doc:"File holding the PEM certificate of the metrics listener."`
-	MetricsCertificateKeyFile string `key:"metrics_certificate_key_file" form:"file" status:"accepted" doc:"File holding the PEM key of metrics_certificate_file."`
-	MetricsClientCA           []byte `key:"metrics_client_ca" form:"b64" narrows:"true" status:"accepted" doc:"Base64 PEM of the CA of client certificates asked for at the metrics listener."`
-	MetricsClientCAFile       string `key:"metrics_client_ca_file" form:"file" narrows:"true" status:"accepted" doc:"File holding the PEM CA of client certificates asked for at the metrics listener."`
+	MetricsBasicAuth          string `key:"metrics_basic_auth" secret:"true" narrows:"true" status:"acts" doc:"Base64 of user:password asked for at the metrics listener."`
+	MetricsCertificate        []byte `key:"metrics_certificate" form:"b64" status:"acts" doc:"Base64 PEM of the certificate of the metrics listener."`
+	MetricsCertificateKey     []byte `key:"metrics_certificate_key" form:"b64" secret:"true" status:"acts" doc:"Base64 PEM of the key of metrics_certificate."`
+	MetricsCertificateFile    string `key:"metrics_certificate_file" form:"file" status:"acts" doc:"File holding the PEM certificate of the metrics listener."`
+	MetricsCertificateKeyFile string `key:"metrics_certificate_key_file" form:"file" status:"acts" doc:"File holding the PEM key of metrics_certificate_file."`
+	MetricsClientCA           []byte `key:"metrics_client_ca" form:"b64" narrows:"true" status:"acts" doc:"Base64 PEM of the CA of client certificates asked for at the metrics listener."`
+	MetricsClientCAFile       string `key:"metrics_client_ca_file" form:"file" narrows:"true" status:"acts" doc:"File holding the PEM CA of client certificates asked for at the metrics listener."`
 
 	OTelTracesExporter             string   `key:"otel_traces_exporter" default:"none" enum:"none|otlp" status:"accepted" doc:"Where traces go: otlp or none."`
 	OTelTracesSamplerArg           *float64 `key:"otel_traces_sampler_arg" default:"1.0" status:"accepted" doc:"Share of requests that are traced, 0 to 1."`
@@ -41,7 +41,7 @@ type Config struct {
 
 	DebugAddress               string `key:"debug_address" status:"accepted" doc:"Listener, host:port, for debugging; off unless set."`
 	HealthCheckAddr            string `key:"health_check_addr" default:"127.0.0.1:28080" status:"acts" doc:"Listener, host:port, of /status, /startupz, /readyz and /healthz; cannot be empty."`
-	HealthCheckSystemdDisabled bool   `key:"health_check_systemd_disabled" status:"accepted" doc:"Do not tell systemd about readiness."`
+	HealthCheckSystemdDisabled bool   `key:"health_check_systemd_disabled" status:"acts" doc:"Do not tell systemd about readiness."`
 	EnvoyAdminAddress          string `key:"envoy_admin_address" status:"accepted" doc:"Admin listener of the data plane; understood and ignored."`
 	EnvoyAdminAccessLogPath    string `key:"envoy_admin_access_log_path" default:"/dev/null" status:"accepted" doc:"Understood and ignored."`
 	EnvoyAdminProfilePath      string `key:"envoy_admin_profile_path" default:"/dev/null" status:"accepted" doc:"Understood and ignored."`
