@@ -32,7 +32,7 @@ var commands = map[string]func(ts *testscript.TestScript, neg bool, args []strin
 	"upstream": cmdUpstream, // upstream NAME            an echo server, its address in NAME
 	"idp":      cmdIDP,      // idp dex|oidc NAME USERS REDIRECTS [LOGOUT] [TTL]
 	"start":    cmdStart,    // start NAME [VAR=VALUE...] ARG...  postern in the background, until ready
-	"stop":     cmdStop,     // stop NAME [SIGNAL]
+	"end":      cmdStop,     // end NAME [SIGNAL]
 	"signal":   cmdSignal,   // signal NAME SIGNAL
 	"log":      cmdLog,      // log NAME REGEXP [TIME]   until its output matches (! log: must not)
 	"visit":    cmdVisit,    // visit AGENT URL [EMAIL PASSWORD]  follow redirects, fill forms

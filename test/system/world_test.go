@@ -214,6 +214,9 @@ func (a *agent) follow(req *http.Request, email, password string) (*page, error)
 			}
 			req, _ = http.NewRequest("GET", next.String(), nil)
 			req.Header.Set("Accept", "text/html,application/xhtml+xml,*/*;q=0.8")
+			if next.Path == "/oauth2/callback" {
+				filled = 0 // that form was accepted
+			}
 			continue
 		}
 		form := findForm(p.body)
