@@ -155,6 +155,8 @@ func (s *Set) Certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) 
 		return s.fallback, nil
 	case len(s.all) > 0:
 		return s.all[0], nil
+	case s.local != nil:
+		return s.local.leaf("localhost") // no name, or a stranger's
 	}
 	return nil, fmt.Errorf("there is no certificate for %q", hello.ServerName)
 }
@@ -188,10 +190,13 @@ func (s *Set) TLSConfig(protocols []string) *tls.Config {
 		},
 	}
 	if s.clients.none() {
+		sealTickets(base)
 		return base
 	}
 	asking := base.Clone()
 	s.clients.ask(asking)
+	sealTickets(base)
+	sealTickets(asking)
 	if s.clients.everywhere() {
 		return asking
 	}
@@ -202,6 +207,21 @@ func (s *Set) TLSConfig(protocols []string) *tls.Config {
 		return nil, nil
 	}
 	return base
+}
+
+// sealTickets gives a configuration tickets of its own. A session is resumed
+// only where the same was asked of the client: one begun without a certificate,
+// because its name or an earlier generation asked for none, would go on
+// without. (crypto/tls itself seals tickets with the keys of the listener's
+// outermost configuration, which outlives generations.)
+func sealTickets(t *tls.Config) {
+	keys := &tls.Config{} // rotates its keys by itself
+	t.WrapSession = func(state tls.ConnectionState, session *tls.SessionState) ([]byte, error) {
+		return keys.EncryptTicket(state, session)
+	}
+	t.UnwrapSession = func(identity []byte, state tls.ConnectionState) (*tls.SessionState, error) {
+		return keys.DecryptTicket(identity, state)
+	}
 }
 
 // derivedLeaf is the certificate of last resort, served where none is

@@ -22,8 +22,8 @@ import (
 type clients struct {
 	global   *authority
 	routes   map[*route.Route]*authority
-	names    map[string]bool // server names whose routes have a CA of their own
-	wildcard bool            // such a route has a wildcard host
+	names    map[string]bool  // server names whose routes have a CA of their own
+	patterns []*regexp.Regexp // the same for routes with a wildcard host
 	reject   bool
 	now      func() time.Time
 
@@ -39,6 +39,7 @@ type verdictKey struct {
 type verdict struct {
 	state exchange.CertificateState
 	until time.Time // when a certificate or CRL of the chain changes its mind
+	why   error     // of CertificateInvalid, for the operator
 }
 
 // maxVerdicts bounds the cache: strangers bring certificates.
@@ -85,15 +86,24 @@ func newClients(o Options) (*clients, error) {
 		c.global = &a
 	} else if len(m.CRL) > 0 {
 		return nil, errors.New("downstream_mtls.crl is set without downstream_mtls.ca: set the CA whose certificates it revokes")
+	} else if len(rules.sans) > 0 && len(o.RouteCAs) == 0 {
+		return nil, errors.New("downstream_mtls.match_subject_alt_names is set without downstream_mtls.ca, so that no certificate is ever asked for: set the CA")
 	}
 	for rt, text := range o.RouteCAs {
 		a := rules
 		if err := a.load("tls_downstream_client_ca", text); err != nil {
 			return nil, err
 		}
+		if c.global != nil {
+			a.crls = c.global.crls // lists are for whatever CA they name
+		}
 		c.routes[rt] = &a
-		c.names[rt.From.Host] = true
-		c.wildcard = c.wildcard || strings.Contains(rt.From.Host, "*")
+		if host := strings.ToLower(rt.From.Host); strings.Contains(host, "*") {
+			// As in from: a "*" crosses dots.
+			c.patterns = append(c.patterns, regexp.MustCompile(`\A`+strings.ReplaceAll(regexp.QuoteMeta(host), `\*`, `.*`)+`\z`))
+		} else {
+			c.names[host] = true
+		}
 	}
 	return c, nil
 }
@@ -141,17 +151,32 @@ func (a *authority) loadCRL(text []byte) error {
 		if err != nil {
 			return fmt.Errorf("downstream_mtls.crl cannot be read: %w; give revocation lists as PEM or DER", err)
 		}
+		for _, e := range list.Extensions {
+			if e.Id.Equal(deltaList) {
+				// Taken for a whole list it would forgive what the base revokes.
+				return errors.New("downstream_mtls.crl holds a delta list: give complete revocation lists")
+			}
+		}
 		a.crls = append(a.crls, list)
 	}
 	return nil
 }
 
+// deltaList marks a CRL that holds changes only (RFC 5280 §5.2.4).
+var deltaList = asn1.ObjectIdentifier{2, 5, 29, 27}
+
 func (c *clients) none() bool       { return c.global == nil && len(c.routes) == 0 }
-func (c *clients) everywhere() bool { return c.global != nil || c.wildcard }
+func (c *clients) everywhere() bool { return c.global != nil }
 
 // askedFor says whether a route at this server name has a CA of its own.
 func (c *clients) askedFor(serverName string) bool {
-	return c.names[strings.ToLower(strings.TrimSuffix(serverName, "."))]
+	name := strings.ToLower(strings.TrimSuffix(serverName, "."))
+	for _, p := range c.patterns {
+		if p.MatchString(name) {
+			return true
+		}
+	}
+	return c.names[name]
 }
 
 // ask makes a listener ask for certificates, naming the CAs.
@@ -173,12 +198,17 @@ func (c *clients) ask(t *tls.Config) {
 		t.ClientAuth = tls.RequireAnyClientCert
 		// VerifyConnection runs on resumed connections too.
 		t.VerifyConnection = func(s tls.ConnectionState) error {
+			why := errors.New("no client certificate")
 			for _, a := range c.all() {
-				if c.judge(a, s.PeerCertificates) == exchange.CertificateValid {
+				v := c.judge(a, s.PeerCertificates)
+				if v.state == exchange.CertificateValid {
 					return nil
 				}
+				if v.why != nil {
+					why = v.why
+				}
 			}
-			return errors.New("the client certificate is not from a configured client CA")
+			return why
 		}
 	}
 }
@@ -197,21 +227,30 @@ func (c *clients) all() []*authority {
 // VerifyClient says what a presented chain (leaf first; nil: none) is worth on
 // a route (nil: no route). Only where a CA is configured is anything asked.
 func (s *Set) VerifyClient(chain []*x509.Certificate, rt *route.Route) exchange.CertificateState {
-	c := s.clients
-	a := c.global
-	if own := c.routes[rt]; own != nil {
+	return s.judgeClient(chain, rt).state
+}
+
+// ExplainClient says for the operator why a presented chain is not valid on a
+// route; nil if it is, or none was presented or asked for.
+func (s *Set) ExplainClient(chain []*x509.Certificate, rt *route.Route) error {
+	return s.judgeClient(chain, rt).why
+}
+
+func (s *Set) judgeClient(chain []*x509.Certificate, rt *route.Route) verdict {
+	a := s.clients.global
+	if own := s.clients.routes[rt]; own != nil {
 		a = own
 	}
 	if a == nil {
-		return exchange.CertificateNotAsked
+		return verdict{state: exchange.CertificateNotAsked}
 	}
-	return c.judge(a, chain)
+	return s.clients.judge(a, chain)
 }
 
 // judge verifies a chain, or remembers what came of it.
-func (c *clients) judge(a *authority, chain []*x509.Certificate) exchange.CertificateState {
+func (c *clients) judge(a *authority, chain []*x509.Certificate) verdict {
 	if len(chain) == 0 {
-		return exchange.CertificateMissing
+		return verdict{state: exchange.CertificateMissing}
 	}
 	h := sha256.New()
 	for _, cert := range chain {
@@ -224,7 +263,7 @@ func (c *clients) judge(a *authority, chain []*x509.Certificate) exchange.Certif
 	v, known := c.verdict[key]
 	c.mu.Unlock()
 	if known && now.Before(v.until) {
-		return v.state
+		return v
 	}
 	v = a.verify(chain, now)
 	c.mu.Lock()
@@ -233,7 +272,7 @@ func (c *clients) judge(a *authority, chain []*x509.Certificate) exchange.Certif
 	}
 	c.verdict[key] = v
 	c.mu.Unlock()
-	return v.state
+	return v
 }
 
 // invalidFor is how long a refusal is remembered: a certificate that is not
@@ -241,22 +280,28 @@ func (c *clients) judge(a *authority, chain []*x509.Certificate) exchange.Certif
 const invalidFor = 10 * time.Second
 
 func (a *authority) verify(chain []*x509.Certificate, now time.Time) verdict {
-	invalid := verdict{exchange.CertificateInvalid, now.Add(invalidFor)}
+	invalid := func(why error) verdict { return verdict{exchange.CertificateInvalid, now.Add(invalidFor), why} }
 	between := x509.NewCertPool()
 	for _, cert := range chain[1:] {
 		between.AddCert(cert)
 	}
 	leaf := chain[0]
 	chains, err := leaf.Verify(x509.VerifyOptions{Roots: a.pool, Intermediates: between, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
-	if err != nil || !a.sanMatches(leaf) {
-		return invalid
+	if err != nil {
+		return invalid(explain(leaf, err, now))
 	}
+	if !a.sanMatches(leaf) {
+		return invalid(fmt.Errorf("no alternative name of the client certificate of %s matches match_subject_alt_names", leaf.Subject))
+	}
+	var why error
 	for _, ch := range chains {
 		if a.depth > 0 && len(ch)-1 > a.depth {
+			why = fmt.Errorf("the chain of the client certificate of %s has %d certificates below the CA, and max_verify_depth is %d", leaf.Subject, len(ch)-1, a.depth)
 			continue
 		}
-		until, ok := a.notRevoked(ch, now)
-		if !ok {
+		until, err := a.notRevoked(ch, now)
+		if err != nil {
+			why = err
 			continue
 		}
 		for _, cert := range ch {
@@ -264,18 +309,35 @@ func (a *authority) verify(chain []*x509.Certificate, now time.Time) verdict {
 				until = cert.NotAfter
 			}
 		}
-		return verdict{exchange.CertificateValid, until}
+		return verdict{state: exchange.CertificateValid, until: until}
 	}
-	return invalid
+	return invalid(why)
+}
+
+// explain says in the operator's words why a chain does not verify.
+func explain(leaf *x509.Certificate, err error, now time.Time) error {
+	var invalid x509.CertificateInvalidError
+	var unknown x509.UnknownAuthorityError
+	switch {
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired && now.Before(invalid.Cert.NotBefore):
+		return fmt.Errorf("the client certificate of %s is not valid before %s", invalid.Cert.Subject, invalid.Cert.NotBefore.UTC().Format(time.RFC3339))
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return fmt.Errorf("the client certificate of %s expired on %s", invalid.Cert.Subject, invalid.Cert.NotAfter.UTC().Format(time.RFC3339))
+	case errors.As(err, &invalid) && invalid.Reason == x509.IncompatibleUsage:
+		return fmt.Errorf("the client certificate of %s is not meant for clients (extended key usage)", leaf.Subject)
+	case errors.As(err, &unknown):
+		return fmt.Errorf("the client certificate of %s is signed by an unknown CA (%s)", leaf.Subject, leaf.Issuer)
+	}
+	return fmt.Errorf("the client certificate of %s does not verify: %w", leaf.Subject, err)
 }
 
 // notRevoked looks the leaf up in the lists of its issuer. A list whose
 // signature is not its issuer's revokes everything of that issuer, because
 // nobody knows what it should have said.
-func (a *authority) notRevoked(chain []*x509.Certificate, now time.Time) (until time.Time, ok bool) {
+func (a *authority) notRevoked(chain []*x509.Certificate, now time.Time) (until time.Time, err error) {
 	until = now.Add(time.Hour)
 	if len(chain) < 2 {
-		return until, true
+		return until, nil // the leaf itself is trusted
 	}
 	leaf, issuer := chain[0], chain[1]
 	for _, list := range a.crls {
@@ -283,21 +345,22 @@ func (a *authority) notRevoked(chain []*x509.Certificate, now time.Time) (until 
 			continue
 		}
 		if list.CheckSignatureFrom(issuer) != nil {
-			return until, false
+			return until, fmt.Errorf("the revocation list of %s does not bear its signature", issuer.Subject)
 		}
 		if a.strict && (now.Before(list.ThisUpdate) || !list.NextUpdate.IsZero() && now.After(list.NextUpdate)) {
-			return until, false
+			return until, fmt.Errorf("the revocation list of %s is out of date (%s to %s), so nothing of it is trusted", issuer.Subject,
+				list.ThisUpdate.UTC().Format(time.RFC3339), list.NextUpdate.UTC().Format(time.RFC3339))
 		}
 		if a.strict && !list.NextUpdate.IsZero() && list.NextUpdate.Before(until) {
 			until = list.NextUpdate
 		}
 		for _, e := range list.RevokedCertificateEntries {
 			if e.SerialNumber.Cmp(leaf.SerialNumber) == 0 {
-				return until, false
+				return until, fmt.Errorf("the client certificate of %s is revoked", leaf.Subject)
 			}
 		}
 	}
-	return until, true
+	return until, nil
 }
 
 // sanMatches says whether one of the rules, if there are any, matches one of

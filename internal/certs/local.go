@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io/fs"
 	"math/big"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -63,6 +64,12 @@ func LoadOrCreateLocalCA(dir string) (*LocalCA, error) {
 		if err != nil || !ok || !cert.IsCA {
 			return nil, fmt.Errorf("the local CA in %s is not one that Postern made; delete the directory to get a new one", dir)
 		}
+		if !cert.PermittedDNSDomainsCritical || len(cert.PermittedDNSDomains) != 1 || cert.PermittedDNSDomains[0] != "localhost" {
+			return nil, fmt.Errorf("the local CA in %s may vouch for more than localhost; delete the directory to get a new one", dir)
+		}
+		if err := os.Chmod(filepath.Join(dir, "ca-key.pem"), 0o600); err != nil {
+			return nil, fmt.Errorf("the key of the local CA cannot be kept private: %w", err)
+		}
 		if time.Now().Add(renewBefore).Before(cert.NotAfter) {
 			ca.cert, ca.key = cert, key
 			return ca, nil
@@ -85,6 +92,8 @@ func (ca *LocalCA) create(dir string) error {
 		KeyUsage:                    x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 		PermittedDNSDomainsCritical: true,
 		PermittedDNSDomains:         []string{"localhost"},
+		// Names of other kinds are not covered by that, addresses above all.
+		ExcludedIPRanges: []*net.IPNet{{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}, {IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, t, t, &key.PublicKey, key)
 	if err != nil {
@@ -99,6 +108,9 @@ func (ca *LocalCA) create(dir string) error {
 		return err
 	}
 	// The key first: a certificate without its key would be taken for broken.
+	if err := os.Remove(ca.file); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("the local CA cannot be replaced: %w", err)
+	}
 	if err := writeAside(filepath.Join(dir, "ca-key.pem"), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw})); err != nil {
 		return err
 	}
