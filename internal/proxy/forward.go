@@ -143,6 +143,9 @@ func (c *call) failed(err, cause error) {
 		c.details = "request_overall_timeout"
 		answer.Kind, answer.Status = pages.BadRequest, http.StatusRequestTimeout
 		answer.Message = "The request took too long to arrive (timeout_read)."
+	case ue.Kind == upstream.ErrClientGone && c.x.body != nil && c.x.body.malformed():
+		c.details = "request_body_malformed"
+		answer.Kind, answer.Message = pages.BadRequest, "The request's body is malformed."
 	case ue.Kind == upstream.ErrClientGone:
 		c.x.Abort(err)
 		return
@@ -234,4 +237,10 @@ func upgradesToWebSocket(v exchange.View) bool {
 // timedOut reports whether reading the body ended at timeout_read.
 func (b *requestBody) timedOut() bool {
 	return !b.closed.Load() && errors.Is(b.err, os.ErrDeadlineExceeded)
+}
+
+// malformed reports whether the head guard found broken chunked framing.
+func (b *requestBody) malformed() bool {
+	var bad *HeadError
+	return errors.As(b.err, &bad)
 }
