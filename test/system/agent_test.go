@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +14,7 @@ import (
 	"net/http/cookiejar"
 	"net/url"
 	"os"
+	"os/exec"
 	"regexp"
 	"strconv"
 	"strings"
@@ -38,6 +40,9 @@ func init() {
 	commands["grpc"] = cmdGRPC                 // grpc AGENT URL                     a conversation in frames over HTTP/2, with trailers
 	commands["raw"] = cmdRaw                   // raw HOST ADDRESS BYTES...          bytes over TLS (or "plain" as HOST), everything answered to stdout
 	commands["upload"] = cmdUpload             // upload AGENT URL MEGABYTES         a body that is longer than memory should hold
+	commands["documented"] = cmdDocumented     // documented KEYS PAGE
+	commands["codeblock"] = cmdCodeBlock       // codeblock PAGE LANGUAGE FILE
+	commands["demo"] = cmdDemo                 // demo start DIRECTORY PORT                accounts become $ADA, $ADA_PASSWORD ...
 	commands["certificates"] = cmdCertificates // certificates HOST...               cert.pem and key.pem for the hosts; CA is set
 }
 
@@ -442,4 +447,80 @@ func cmdCertificates(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Setenv("CA", ts.MkAbs("cert.pem"))
 	_, err := os.Stat(ts.MkAbs("key.pem"))
 	ts.Check(err)
+}
+
+// cmdDocumented checks that each key of a list of keys is named in a page.
+func cmdDocumented(ts *testscript.TestScript, neg bool, args []string) {
+	need(ts, neg, args, 2, "documented KEYS PAGE")
+	var keys []struct{ Name, Type, Doc, Status string }
+	ts.Check(json.Unmarshal([]byte(ts.ReadFile(args[0])), &keys))
+	page := ts.ReadFile(args[1])
+	acts := 0
+	for _, k := range keys {
+		switch {
+		case k.Status != "acts" && k.Status != "accepted":
+			ts.Fatalf("the key %s has the status %q", k.Name, k.Status)
+		case k.Type == "" || k.Doc == "":
+			ts.Fatalf("the key %s has no type or no documentation", k.Name)
+		}
+		// A route's key stands under its own name in the routes' table.
+		if name := k.Name[strings.LastIndex(k.Name, ".")+1:]; !strings.Contains(page, name) {
+			ts.Fatalf("%s says nothing about %s", args[1], k.Name)
+		}
+		if k.Status == "acts" {
+			acts++
+		}
+	}
+	if acts < 50 {
+		ts.Fatalf("only %d of %d keys act: the list is not the whole one", acts, len(keys))
+	}
+	ts.Logf("%d keys, %d act", len(keys), acts)
+}
+
+// cmdCodeBlock takes the first fenced block of a language out of a page.
+func cmdCodeBlock(ts *testscript.TestScript, neg bool, args []string) {
+	need(ts, neg, args, 3, "codeblock PAGE LANGUAGE FILE")
+	_, rest, ok := strings.Cut(ts.ReadFile(args[0]), "```"+args[1]+"\n")
+	block, _, closed := strings.Cut(rest, "```")
+	if !ok || !closed {
+		ts.Fatalf("%s has no block of %s", args[0], args[1])
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(args[2]), []byte(block), 0o644))
+}
+
+// cmdDemo starts postern demo and takes accounts and CA from its ready file.
+func cmdDemo(ts *testscript.TestScript, neg bool, args []string) {
+	need(ts, neg, args, 3, "demo start DIRECTORY PORT")
+	w := theWorld(ts)
+	ready := ts.MkAbs("ready.json")
+	os.Remove(ready)
+	cmd := exec.Command(program, "demo", "--data-dir", ts.MkAbs(args[1]), "--listen", "127.0.0.1:"+args[2], "--ready-file", ready)
+	p, err := startProcess(cmd)
+	ts.Check(err)
+	w.mu.Lock()
+	w.procs["demo"] = p
+	w.mu.Unlock()
+	var r struct {
+		CAFile   string `json:"ca_file"`
+		Accounts []struct{ Email, Password string }
+	}
+	err = eventually(60*time.Second, func() error {
+		select {
+		case <-p.done:
+			ts.Fatalf("the demo ended: %v\n%s", p.err, p.out.String())
+		default:
+		}
+		b, err := os.ReadFile(ready)
+		if err != nil {
+			return err
+		}
+		return json.Unmarshal(b, &r)
+	})
+	ts.Check(err)
+	ts.Setenv("CA", r.CAFile)
+	for _, a := range r.Accounts {
+		name, _, _ := strings.Cut(strings.ToUpper(a.Email), "@")
+		ts.Setenv(name, a.Email)
+		ts.Setenv(name+"_PASSWORD", a.Password)
+	}
 }
