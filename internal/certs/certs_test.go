@@ -332,6 +332,7 @@ func TestClientCertificates(t *testing.T) {
 		{"intermediate is the CA", mtls(func(m *DownstreamMTLS) { m.CA = sub.PEM }), chain(sub, nil), exchange.CertificateValid, ""},
 		{"dns", sans("dns", `host\.corp\.test`), chain(ca, named), exchange.CertificateValid, ""},
 		{"dns in part", sans("dns", `corp\.test`), chain(ca, named), exchange.CertificateInvalid, "match_subject_alt_names"},
+		{"dns, beginning only", sans("dns", `host`), chain(ca, named), exchange.CertificateInvalid, "match_subject_alt_names"},
 		{"dns, one of two lines", sans("dns", `(?m)host\.corp\.test`), chain(ca, func(c *x509.Certificate) { c.EmailAddresses = []string{"x@y"} }), exchange.CertificateInvalid, "match_subject_alt_names"},
 		{"email", sans("email", `.*@corp\.test`), chain(ca, named), exchange.CertificateValid, ""},
 		{"ip", sans("ip_address", `10\..*`), chain(ca, named), exchange.CertificateValid, ""},

@@ -128,7 +128,11 @@ func TestUpgradeDeclined(t *testing.T) {
 		if _, body := get(t, d.URL); body != "no" {
 			t.Errorf("next user got %q", body)
 		}
-		if conns() != 2 {
+		_, br = dialDoor(t, d, wsRequest) // nor by the next upgrade
+		if _, err := http.ReadResponse(br, nil); err != nil {
+			t.Fatal(err)
+		}
+		if conns() != 3 {
 			t.Errorf("%d connections: that of the declined upgrade was used again", conns())
 		}
 	}
