@@ -16,6 +16,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -439,11 +440,47 @@ func TestSlowloris(t *testing.T) {
 		tr.CloseIdleConnections()
 	}
 	for i, c := range slow {
-		rest, _ := io.ReadAll(c) // ends when we are cut
+		rest, err := io.ReadAll(c) // ends when we are cut
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Fatalf("%d is still open", i)
+		}
 		if len(rest) > 0 && !strings.HasPrefix(string(rest), "HTTP/1.1 408") {
 			t.Errorf("%d: %q", i, rest)
 		}
 	}
+}
+
+// TestStalledHandshakes: peers that stop in mid-handshake hold none of the
+// slots that others need.
+func TestStalledHandshakes(t *testing.T) {
+	s := serve(t, ServeOptions{Handler: bodyEcho, TLS: testTLS(t, "http/1.1"), MaxHandshakes: 1, HandshakeTimeout: time.Minute})
+	for range 5 {
+		c, _ := dial(t, s)
+		stalled := &deafConn{Conn: c, heard: make(chan bool), end: t.Context().Done()}
+		go tls.Client(stalled, clientTLS()).Handshake()
+		<-stalled.heard // our flight is there; the peer does not go on
+	}
+	tr := &http.Transport{TLSClientConfig: clientTLS()}
+	defer tr.CloseIdleConnections()
+	resp, err := (&http.Client{Transport: tr, Timeout: 15 * time.Second}).Get("https://" + s.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+}
+
+// deafConn reads one byte and then nothing more.
+type deafConn struct {
+	net.Conn
+	heard chan bool
+	end   <-chan struct{}
+}
+
+func (c *deafConn) Read(p []byte) (int, error) {
+	c.Conn.Read(p[:1])
+	close(c.heard)
+	<-c.end
+	return 0, io.EOF
 }
 
 func TestProxyProtocol(t *testing.T) {
