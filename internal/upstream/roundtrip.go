@@ -32,9 +32,6 @@ type Options struct {
 	// OnResponse, if not nil, sees and may change the final response head
 	// before the client does. An error ends the exchange with ErrBadResponse.
 	OnResponse func(*ResponseHead) error
-	// WrapTunnel, if not nil, is given the client's connection after an
-	// upgrade and returns what is copied from and to.
-	WrapTunnel func(io.ReadWriteCloser) io.ReadWriteCloser
 }
 
 // ResponseHead is a response head on its way to the client, without

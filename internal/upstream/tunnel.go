@@ -59,11 +59,7 @@ func (e *trip) tunnel(out *outgoing, resp *http.Response) error {
 	}
 	e.result.Tunnel = true
 	e.result.Details = "via_upstream"
-	var client io.ReadWriteCloser = conn
-	if e.o.WrapTunnel != nil {
-		client = e.o.WrapTunnel(client)
-	}
-	return e.pipe(client, up)
+	return e.pipe(conn, up)
 }
 
 // pipe copies until both directions ended, one failed, or the context ends.

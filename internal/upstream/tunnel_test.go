@@ -180,22 +180,6 @@ func TestTunnelLimits(t *testing.T) {
 	}
 }
 
-// TestWrapTunnel: whoever forwards may stand in between.
-func TestWrapTunnel(t *testing.T) {
-	to, _ := raw(t, wsEcho)
-	d := newDoor(t, target(t, Spec{}, to))
-	wrapped := make(chan bool, 1)
-	d.options = Options{Upgrades: []string{"websocket"}, WrapTunnel: func(c io.ReadWriteCloser) io.ReadWriteCloser {
-		wrapped <- true
-		return c
-	}}
-	c, br := dialDoor(t, d, wsRequest)
-	readRequestHead(br)
-	c.Close()
-	<-wrapped
-	d.outcome(t)
-}
-
 // TestExtendedConnect: WebSocket over HTTP/2 becomes an upgrade upstream.
 func TestExtendedConnect(t *testing.T) {
 	to, _ := raw(t, wsEcho)
