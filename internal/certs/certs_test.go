@@ -187,14 +187,14 @@ func TestHandshakeParameters(t *testing.T) {
 	}
 	for _, tc := range []struct {
 		name   string
-		client tls.Config
+		client *tls.Config
 	}{
-		{"TLS 1.1", tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}},
-		{"CBC", tls.Config{MaxVersion: tls.VersionTLS12, CipherSuites: []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA}}},
-		{"no common ALPN", tls.Config{NextProtos: []string{"spdy/3"}}},
+		{"TLS 1.1", &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}},
+		{"CBC", &tls.Config{MaxVersion: tls.VersionTLS12, CipherSuites: []uint16{tls.TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA}}},
+		{"no common ALPN", &tls.Config{NextProtos: []string{"spdy/3"}}},
 	} {
 		tc.client.InsecureSkipVerify = true
-		if _, _, err := shake(s.TLSConfig([]string{"h2", "http/1.1"}), &tc.client); err == nil {
+		if _, _, err := shake(s.TLSConfig([]string{"h2", "http/1.1"}), tc.client); err == nil {
 			t.Errorf("%s: accepted", tc.name)
 		}
 	}
