@@ -31,7 +31,7 @@ func compileDate(s *Scope, n *yaml.Node) test {
 			ok = false
 			continue
 		}
-		moment, err := parseMoment(t)
+		moment, err := ParseMoment(t)
 		if err != nil {
 			s.Errorf(e.value, e.name, "%s is not a date; write it as 2026-05-01, 2026-05-01T08:00 or 2026-05-01T08:00:00+02:00", quote(t))
 			ok = false
@@ -55,9 +55,10 @@ func compileDate(s *Scope, n *yaml.Node) test {
 	}
 }
 
-// parseMoment reads ISO 8601 (§6): a date, or a date and a time to the
-// minute, second or fraction, with Z, an offset, or neither for UTC.
-func parseMoment(t string) (time.Time, error) {
+// ParseMoment reads the bound of a date as policies write it, ISO 8601 (§6): a
+// date, or a date and a time to the minute, second or fraction, with Z, an
+// offset, or neither for UTC.
+func ParseMoment(t string) (time.Time, error) {
 	var err error
 	for _, layout := range []string{
 		"2006-01-02",

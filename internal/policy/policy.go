@@ -19,6 +19,8 @@
 // Source: policy-language.md; deviations from the reference are its §13.
 package policy
 
+import "go.yaml.in/yaml/v3"
+
 // test is a compiled criterion. It must not allocate, panic or keep in.
 type test func(in *Input) verdict
 
@@ -103,6 +105,7 @@ type Use struct {
 	Path         string
 	Line, Column int
 	test         test
+	node         *yaml.Node
 }
 
 // Name is the name of the file or document the policy came from.

@@ -93,6 +93,13 @@ func (c clock) on(day time.Time) time.Time {
 	return time.Date(day.Year(), day.Month(), day.Day(), c.hour, c.minute, c.second, c.nanosecond, day.Location())
 }
 
+// ParseTimeOfDay reads a time of day as policies write it and gives the time
+// since midnight.
+func ParseTimeOfDay(t string) (time.Duration, error) {
+	c, err := parseClock(t)
+	return c.sinceMidnight(), err
+}
+
 func parseClock(t string) (clock, error) {
 	var err error
 	for _, layout := range []string{"3:04 PM", "3:04PM", "3 PM", "3PM", "15:04", "15:04:05"} {
