@@ -27,6 +27,7 @@ deps:
 test: deps check
 	$(GO) test -race $(RACE)
 	$(GO) test -count=1 -timeout 15m ./test/system/...
+	cd test/browser && $(GO) test -count=1 ./...
 	$(GO) run ./test/broken
 
 ## test-extended: parts that build or run for minutes

@@ -24,6 +24,7 @@ import (
 
 	"github.com/chromedp/cdproto/emulation"
 	cdplog "github.com/chromedp/cdproto/log"
+	"github.com/chromedp/cdproto/page"
 	"github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
 )
@@ -214,10 +215,30 @@ func (b *tab) do(actions ...chromedp.Action) {
 
 func (b *tab) open(url string) { b.t.Helper(); b.do(chromedp.Navigate(url)) }
 
-// at waits until the address begins with prefix.
+// until waits until the expression is true. Pages may come and go meanwhile.
+func (b *tab) until(expression string) {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(b.ctx, 30*time.Second)
+	defer cancel()
+	for {
+		var ok bool
+		if err := chromedp.Run(ctx, chromedp.Evaluate(expression, &ok)); err == nil && ok {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			var at string
+			_ = chromedp.Run(b.ctx, chromedp.Location(&at))
+			b.t.Fatalf("not in half a minute: %s\nat %s:\n%s", expression, at, b.text())
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// at waits until the page at an address that begins with prefix is there.
 func (b *tab) at(prefix string) {
 	b.t.Helper()
-	b.do(chromedp.Poll(fmt.Sprintf("location.href.startsWith(%q) && document.readyState === 'complete'", prefix), nil, chromedp.WithPollingInterval(20*time.Millisecond)))
+	b.until(fmt.Sprintf("location.href.startsWith(%q) && document.readyState === 'complete'", prefix))
 }
 
 func (b *tab) text() string {
@@ -242,21 +263,27 @@ func (b *tab) says(words ...string) {
 func (b *tab) signIn(email, password string) {
 	b.t.Helper()
 	b.do(chromedp.WaitVisible("#password", chromedp.ByQuery),
-		chromedp.SetValue("#email", "", chromedp.ByQuery),
+		chromedp.Evaluate(`document.querySelector("#email").value = ""`, nil),
 		chromedp.SendKeys("#email", email, chromedp.ByQuery),
 		chromedp.SendKeys("#password", password, chromedp.ByQuery),
 		chromedp.Click("button[type=submit]", chromedp.ByQuery))
 }
 
+// complained gives what pages complained about since the last time.
+func (b *tab) complained() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	out := b.complaints
+	b.complaints = nil
+	return out
+}
+
 // quiet fails if a page complained: a violated policy, an error of a script.
 func (b *tab) quiet() {
 	b.t.Helper()
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for _, c := range b.complaints {
+	for _, c := range b.complained() {
 		b.t.Errorf("a page complained: %s", c)
 	}
-	b.complaints = nil
 }
 
 // look is one way of seeing a page.
@@ -272,23 +299,30 @@ var everyLook = []look{{"light", 1200}, {"dark", 1200}, {"light", 320}, {"dark",
 func (b *tab) inspect(name string, looks ...look) {
 	b.t.Helper()
 	pictures := os.Getenv("POSTERN_SCREENSHOTS")
-	b.do(chromedp.Evaluate(axe+"\n;0", nil))
+	// Only the tab in front draws.
+	b.do(page.BringToFront(), chromedp.Evaluate(axe+"\n;0", nil))
 	for _, l := range looks {
 		label := fmt.Sprintf("%s, %s, %d wide", name, l.scheme, l.width)
-		var found []struct {
-			ID, Impact, Help string
-			Nodes            []struct{ HTML, FailureSummary string }
+		var found struct {
+			Passed     int
+			Violations []struct {
+				ID, Impact, Help string
+				Nodes            []struct{ HTML, FailureSummary string }
+			}
 		}
 		var overflow string
 		b.do(emulation.SetDeviceMetricsOverride(l.width, 900, 1, l.width < 760),
 			emulation.SetEmulatedMedia().WithFeatures([]*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: l.scheme}, {Name: "prefers-reduced-motion", Value: "reduce"}}),
-			chromedp.Evaluate(`axe.run(document, {resultTypes: ["violations"]}).then(r => r.violations.map(v =>
-				({id: v.id, impact: v.impact, help: v.help, nodes: v.nodes.map(n => ({html: n.html, failureSummary: n.failureSummary}))})))`,
+			chromedp.Evaluate(`axe.run(document, {resultTypes: ["violations"]}).then(r => ({passed: r.passes.length, violations: r.violations.map(v =>
+				({id: v.id, impact: v.impact, help: v.help, nodes: v.nodes.map(n => ({html: n.html, failureSummary: n.failureSummary}))}))}))`,
 				&found, func(p *runtime.EvaluateParams) *runtime.EvaluateParams { return p.WithAwaitPromise(true) }),
 			chromedp.Evaluate(`(() => { const w = document.documentElement; if (w.scrollWidth <= innerWidth) return "";
 				const wide = [...document.querySelectorAll("body *")].filter(e => e.getBoundingClientRect().right > innerWidth + 1);
 				return w.scrollWidth + " px: " + wide.slice(0, 3).map(e => e.outerHTML.slice(0, 120)).join(" | ") })()`, &overflow))
-		for _, v := range found {
+		if found.Passed < 10 {
+			b.t.Errorf("%s: only %d rules apply to the page: the checker did not see it", label, found.Passed)
+		}
+		for _, v := range found.Violations {
 			nodes := ""
 			for _, n := range v.Nodes {
 				nodes += "\n    " + n.HTML + "\n      " + n.FailureSummary

@@ -12,7 +12,7 @@ import (
 func TestDemo(t *testing.T) {
 	d := startDemo(t)
 	browser := startBrowser(t, d.CAFile)
-	b, other := newTab(t, browser), newTab(t, browser)
+	b := newTab(t, browser)
 	ada, adas := d.account("ada")
 	grace, graces := d.account("grace")
 
@@ -21,14 +21,14 @@ func TestDemo(t *testing.T) {
 	b.at(d.URLs["authenticate"])
 	b.inspect("sign-in", everyLook...)
 	b.signIn(ada, "not her password")
-	b.do(chromedp.WaitVisible("#password-error", chromedp.ByQuery))
+	b.until(`!!document.querySelector("#password-error")`)
 	b.says("do not match")
 	b.inspect("sign-in-mismatch", everyLook...)
 	b.signIn(ada, adas)
 	b.at(d.URLs["app"])
 
 	// It knows her, by an assertion that it has verified.
-	b.do(chromedp.WaitVisible("#main .badge-ok", chromedp.ByQuery))
+	b.until(`!!document.querySelector("#main .badge-ok")`)
 	b.says("Verified", "Ada", ada, "staff")
 	b.inspect("application", everyLook...)
 
@@ -38,10 +38,11 @@ func TestDemo(t *testing.T) {
 		s.onopen = () => s.send("from the page");
 		s.onmessage = m => ok(m.data);
 		s.onerror = () => no(new Error("the WebSocket failed"));
-		s.onclose = c => { window.closed = c.code + " " + c.reason };
+		s.onclose = c => { window.feedClosed = c.code + " " + c.reason };
 	})`
 	await := func(p *runtime.EvaluateParams) *runtime.EvaluateParams { return p.WithAwaitPromise(true) }
 	var heard string
+	other := newTab(t, browser)
 	other.open(d.URLs["app"])
 	other.do(chromedp.Evaluate(echo, &heard, await))
 	if heard != "from the page" {
@@ -68,27 +69,28 @@ func TestDemo(t *testing.T) {
 	}
 	b.inspect("portal", everyLook...)
 	b.do(chromedp.Click(`a[href$="/.pomerium/"]`, chromedp.ByQuery))
-	b.do(chromedp.WaitVisible("#claims", chromedp.ByQuery))
+	b.until(`!!document.querySelector("#claims")`)
 	b.says(ada, "staff", "This one")
 	b.inspect("account", everyLook...)
 
 	// Signing out in one tab ends the other one too, its open connection first.
 	b.open(d.URLs["app"])
 	b.do(chromedp.Click(`a[href="/.pomerium/sign_out"]`, chromedp.ByQuery))
-	b.at(d.URLs["authenticate"])
+	b.at(d.URLs["authenticate"] + ".pomerium/signed_out")
 	b.says("signed out")
 	b.inspect("signed-out", everyLook...)
-	other.do(chromedp.Poll("window.closed", &heard))
+	other.until("typeof window.feedClosed === 'string'")
+	other.do(chromedp.Evaluate("window.feedClosed", &heard))
 	if !strings.HasPrefix(heard, "1008 ") {
 		t.Errorf("the WebSocket was closed with %q, want 1008 and a reason", heard)
 	}
 	other.do(chromedp.Reload())
 	other.at(d.URLs["authenticate"])
-	other.do(chromedp.WaitVisible("#password", chromedp.ByQuery))
+	other.until(`!!document.querySelector("#password")`)
 
 	// Back does not show what was private.
-	b.do(chromedp.NavigateBack())
-	b.do(chromedp.WaitReady("body", chromedp.ByQuery))
+	b.do(chromedp.Evaluate("history.back()", nil))
+	b.until(`!location.pathname.endsWith("signed_out") && document.readyState === "complete"`)
 	if text := b.text(); strings.Contains(text, ada) {
 		t.Errorf("the page before signing out is still shown:\n%s", text)
 	}

@@ -1,6 +1,7 @@
 package browser
 
 import (
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -24,10 +25,20 @@ func TestSpecimens(t *testing.T) {
 			s.Render(r, w, req)
 			return
 		}
+		if req.URL.Path == "/guilty" {
+			w.Header().Set("Content-Security-Policy", "default-src 'none'")
+			io.WriteString(w, "<!doctype html><title>Guilty</title><script>1</script>")
+			return
+		}
 		r.ServeAsset(w, req)
 	}))
 	defer srv.Close()
 	b := newTab(t, startBrowser(t, ""))
+	// A page that violates its policy is heard, or silence would mean nothing.
+	b.open(srv.URL + "/guilty")
+	if len(b.complained()) == 0 {
+		t.Fatal("a violated content security policy went unnoticed")
+	}
 	for _, s := range pages.Samples() {
 		b.open(srv.URL + "/specimen/" + s.Name)
 		looks := []look{{"light", 1200}, {"dark", 320}}
