@@ -362,7 +362,7 @@ func (c *compiler) criterion(action string, op operator, item *yaml.Node, path s
 	if crit.Identity {
 		t = needsSession(t)
 	}
-	return &Use{Criterion: crit, SubPath: sub, Path: where, Line: e.key.Line, Column: e.key.Column, test: t, node: e.value}, s.is
+	return &Use{Criterion: crit, SubPath: sub, Path: where, Line: e.key.Line, Column: e.key.Column, test: t, value: e.value}, s.is
 }
 
 // needsSession makes an identity criterion false without a session, whatever

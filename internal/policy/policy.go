@@ -105,7 +105,7 @@ type Use struct {
 	Path         string
 	Line, Column int
 	test         test
-	node         *yaml.Node
+	value        *yaml.Node
 }
 
 // Name is the name of the file or document the policy came from.

@@ -21,7 +21,7 @@ func (u *Use) Judge(in *Input) (ok bool, why Reasons) {
 
 // Value is the value of the criterion as written, with aliases resolved; nil
 // for a rule that no text holds. The caller must not change it.
-func (u *Use) Value() *yaml.Node { return u.node }
+func (u *Use) Value() *yaml.Node { return u.value }
 
 // Scripted tells that a foreign evaluator answers for the policy, so that it
 // has no rules to look at.
