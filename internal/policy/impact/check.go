@@ -1,0 +1,76 @@
+package impact
+
+import (
+	"fmt"
+	"slices"
+
+	"postern/internal/policy"
+)
+
+// maxChecked bounds the criteria of a policy that Check compares rule by rule.
+const maxChecked = 2000
+
+// Check finds rules that do nothing: whose criteria contradict each other,
+// whose requests another rule of the same action covers, and allow rules whose
+// requests a deny always refuses. They are warnings: such a policy loads.
+func Check(p *policy.Policy) []policy.Problem {
+	if p == nil || p.Scripted() {
+		return nil
+	}
+	list := p.Rules()
+	total := 0
+	for i := range list {
+		total += len(list[i].Criteria)
+	}
+	if total > maxChecked || len(list) > 200 {
+		return nil
+	}
+	s := NewSpace()
+	s.atom(sessionKey, atom{text: "somebody is signed in", session: true})
+	r, k := &Route{}, &Known{In: &policy.Input{}, open: true}
+	rules := make([]rule, len(list))
+	for i := range list {
+		rules[i] = rule{p, &list[i], s.rule(&list[i], r, k)}
+	}
+	possible := s.constraint()
+	d := s.d
+	var out []policy.Problem
+	warn := func(ru *rule, format string, args ...any) {
+		at := ru.ref()
+		out = append(out, policy.Problem{File: at.File, Line: at.Line, Column: at.Column, Path: at.Path, Message: fmt.Sprintf(format, args...)})
+	}
+	covers := func(a, b *rule) bool { return d.and(d.but(b.ok, a.ok), possible) == never }
+	for i := range rules {
+		ru := &rules[i]
+		if d.and(ru.ok, possible) == never {
+			if !slices.ContainsFunc(ru.Criteria, func(u policy.Use) bool { return u.Criterion.Name == "reject" }) {
+				warn(ru, "this %s can never be true: its criteria contradict each other; remove it, or correct one of them", ru.Operator)
+			}
+			continue
+		}
+		for j := range rules {
+			other := &rules[j]
+			if i == j || d.and(other.ok, possible) == never || !covers(other, ru) {
+				continue
+			}
+			at := other.ref()
+			switch {
+			case ru.Action == other.Action && (i > j || !covers(ru, other)):
+				verb := "allows"
+				if ru.Action == "deny" {
+					verb = "denies"
+				}
+				warn(ru, "this rule is unreachable: the rule at %d:%d (%s) %s whatever it %s; remove one of them", at.Line, at.Column, at.Path, verb, verb)
+			case ru.Action == "allow" && other.Action == "deny":
+				warn(ru, "this rule never lets anybody in: the rule at %d:%d (%s) denies whatever it allows; remove or narrow one of them", at.Line, at.Column, at.Path)
+			default:
+				continue
+			}
+			break
+		}
+	}
+	if d.full {
+		return nil // the comparisons mean nothing
+	}
+	return out
+}
