@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -97,6 +98,9 @@ func (c *call) forward() {
 		OnResponse:  c.onResponse,
 	})
 	c.details = c.result.Details
+	if b := c.x.body; b != nil && c.r.ProtoMajor == 1 && b.err != io.EOF {
+		ConnInfoFrom(c.r.Context()).abandon()
+	}
 	if err != nil {
 		c.failed(err, context.Cause(ctx))
 	}

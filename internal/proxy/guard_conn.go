@@ -91,6 +91,9 @@ func (c *guardConn) Read(p []byte) (int, error) {
 		if c.raw.Load() {
 			return c.readRaw(p)
 		}
+		if c.info.abandoned.Load() {
+			return 0, io.ErrUnexpectedEOF
+		}
 		if c.ready > 0 {
 			n := copy(p, c.buf[c.pos:c.pos+c.ready])
 			c.ready -= n
@@ -415,15 +418,19 @@ func (c *guardConn) CloseWrite() error {
 	return nil
 }
 
-// lingerFor is how long a refused client may go on sending before its
-// connection is reset: a reset at once could take our answer with it.
+// lingerFor is how long a client that was refused, or answered in the middle of
+// its body, may go on sending before its connection is reset: a reset at once
+// could take our answer with it.
 const lingerFor = 500 * time.Millisecond
 
 func (c *guardConn) Close() error {
 	err := net.ErrClosed
 	c.closeOnce.Do(func() {
-		if c.armed.Load() {
+		armed := c.armed.Load()
+		if armed {
 			c.sayRefusal()
+		}
+		if armed || c.info.abandoned.Load() && !c.raw.Load() {
 			c.CloseWrite()
 			c.Conn.SetReadDeadline(time.Now().Add(lingerFor))
 			io.CopyN(io.Discard, c.Conn, 256<<10)

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 
 	"postern/internal/exchange"
 )
@@ -13,7 +14,7 @@ import (
 // ConnInfo is what Serve knows about one accepted connection. It is made when
 // the connection is accepted and its handshake done, and is found from a
 // request's context with ConnInfoFrom. Everything but the queue of received
-// heads is read-only.
+// heads and abandon is read-only.
 type ConnInfo struct {
 	// Direct is the address of the peer as connections and logs know it: the
 	// source named by the PROXY header where that is required, else the other
@@ -30,6 +31,18 @@ type ConnInfo struct {
 
 	mu    sync.Mutex
 	heads []*ReceivedHead
+
+	abandoned atomic.Bool
+}
+
+// abandon lets nothing more be read from an HTTP/1.1 connection: a request's
+// body was not read to its end, and what comes may be the rest of it. net/http
+// would take that for the next request where the handler answered while it
+// was reading (full duplex).
+func (c *ConnInfo) abandon() {
+	if c != nil {
+		c.abandoned.Store(true)
+	}
 }
 
 // ReceivedHead is a request head as it came over the wire, which net/http

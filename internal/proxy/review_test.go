@@ -1,0 +1,84 @@
+package proxy
+
+import (
+	"bufio"
+	"io"
+	"net"
+	"net/http"
+	"testing"
+	"time"
+)
+
+// earlyAnswer is an upstream that answers 413 once it has the head, and then
+// closes: the body is not wanted.
+func earlyAnswer(t *testing.T) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() })
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				br := bufio.NewReader(c)
+				for {
+					line, err := br.ReadString('\n')
+					if err != nil {
+						return
+					}
+					if line == "\r\n" {
+						break
+					}
+				}
+				io.WriteString(c, "HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\n\r\nbig")
+				io.Copy(io.Discard, br)
+			}()
+		}
+	}()
+	return "http://" + ln.Addr().String()
+}
+
+// TestEarlyAnswerEndsTheConnection: an answer in the middle of an upload may
+// not leave the connection open, or the rest of the body would be read as the
+// next request.
+func TestEarlyAnswerEndsTheConnection(t *testing.T) {
+	for _, framing := range []string{"Content-Length: 2000\r\n\r\nfirst part", "Transfer-Encoding: chunked\r\n\r\n7d0\r\nfirst part"} {
+		routes := one(appRoute, RouteConfig{})
+		routes[0].to = earlyAnswer(t)
+		run := testDoor{routes: routes}.start(t)
+		c, err := net.Dial("tcp", run.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(20 * time.Second))
+		io.WriteString(c, "POST /upload HTTP/1.1\r\nHost: app.test\r\n"+framing)
+		br := bufio.NewReader(c)
+		resp, err := http.ReadResponse(br, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b, _ := io.ReadAll(resp.Body); resp.StatusCode != 413 || string(b) != "big" {
+			t.Fatalf("%d %q", resp.StatusCode, b)
+		}
+		// The rest of the body is made to look like a request.
+		io.WriteString(c, "GET /smuggled HTTP/1.1\r\nHost: app.test\r\n\r\n")
+		rest, _ := io.ReadAll(br)
+		if len(rest) > 0 {
+			t.Errorf("the body's rest was answered: %.80q", rest)
+		}
+		run.mu.Lock()
+		for _, d := range run.decisions {
+			if d.View.Path() == "/smuggled" {
+				t.Error("the body's rest was judged as a request")
+			}
+		}
+		run.mu.Unlock()
+	}
+}
