@@ -138,6 +138,7 @@ var alwaysStripped = exchange.NewNameSet("X-Forwarded-Host", "X-Pomerium-*", "X-
 
 // bareStripped are dropped from a preflight besides.
 var bareStripped = exchange.NewNameSet(append(slices.Clone(credentialHeaders), "X-Forwarded-Host", "X-Envoy-*",
+	"Upgrade", // a tunnel would be a body without end, opened by nobody
 	"Content-Length", "Transfer-Encoding", "Content-Type", "Content-Encoding", "Expect", "Trailer")...)
 
 func newUpward(v exchange.View, d *authz.Decision) *upward {

@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"testing"
 	"time"
+
+	"postern/internal/authz"
 )
 
 // earlyAnswer is an upstream that answers 413 once it has the head, and then
@@ -80,5 +82,40 @@ func TestEarlyAnswerEndsTheConnection(t *testing.T) {
 			}
 		}
 		run.mu.Unlock()
+	}
+}
+
+// TestPreflightOpensNoTunnel: what passes without credentials may not become a
+// connection of raw bytes to the application, whatever that answers.
+func TestPreflightOpensNoTunnel(t *testing.T) {
+	var asked []string
+	app := newRecorder(t, func(w http.ResponseWriter, r *http.Request) {
+		asked = r.Header["Upgrade"]
+		if len(asked) == 0 {
+			w.WriteHeader(http.StatusNoContent)
+			return
+		}
+		c, buf, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer c.Close()
+		io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+		io.Copy(c, buf)
+	})
+	keys := RouteConfig{}
+	keys.Resolved.Websockets, keys.Resolved.Upgrades = true, []string{"websocket"}
+	routes := one(appRoute, keys)
+	routes[0].to = app.URL
+	run := testDoor{routes: routes, decide: func(r *authz.Request) authz.Decision {
+		d := allowAll(r)
+		d.Bare = true
+		return d
+	}}.start(t)
+	got := run.raw("OPTIONS /socket HTTP/1.1\r\nHost: app.test\r\nOrigin: https://evil.test\r\nAccess-Control-Request-Method: GET\r\n" +
+		"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+	if got.StatusCode == http.StatusSwitchingProtocols || len(asked) > 0 {
+		t.Errorf("a preflight was answered %d, the application was asked to upgrade to %q", got.StatusCode, asked)
 	}
 }
