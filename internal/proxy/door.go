@@ -30,6 +30,7 @@ import (
 	"postern/internal/exchange"
 	"postern/internal/pages"
 	"postern/internal/route"
+	"postern/internal/session"
 	"postern/internal/telemetry"
 	"postern/internal/upstream"
 )
@@ -384,7 +385,9 @@ func denialKind(status int) pages.ErrorKind {
 func DenialOf(d *authz.Decision) pages.Denial {
 	var out pages.Denial
 	for _, reason := range d.Why.Names() {
-		out.Conditions = append(out.Conditions, pages.ConditionFor(reason))
+		c := pages.ConditionFor(reason)
+		c.Saw = saw(d.Caller, c.Noun)
+		out.Conditions = append(out.Conditions, c)
 	}
 	for _, r := range d.Details {
 		out.Policies = append(out.Policies, pages.PolicyWords{
@@ -393,6 +396,36 @@ func DenialOf(d *authz.Decision) pages.Denial {
 		})
 	}
 	return out
+}
+
+// saw gives what is known of the caller that a condition of this kind looks
+// at: nil where nothing is worth telling, empty where there is nothing.
+func saw(c *session.Caller, noun string) []string {
+	if c.Anonymous() {
+		return nil
+	}
+	switch noun {
+	case "group":
+		out := []string{}
+		if c.Directory != nil {
+			for _, id := range c.Directory.GroupIDs {
+				name := id
+				for _, g := range c.Groups {
+					if g != nil && g.ID == id && g.Name != "" {
+						name = g.Name
+					}
+				}
+				out = append(out, name)
+			}
+		}
+		return out
+	case "email", "email domain":
+		if e := c.Email(); e != "" {
+			return []string{e}
+		}
+		return []string{}
+	}
+	return nil
 }
 
 // fail answers with an error that the door itself found.
