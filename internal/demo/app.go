@@ -45,7 +45,7 @@ func (a *application) home(w http.ResponseWriter, r *http.Request) {
 		Doors: a.doors, SignOutURL: "/.pomerium/sign_out",
 	}
 	for _, x := range checks {
-		page.Checks = append(page.Checks, pages.Check{Passed: x.ok, Title: x.title, Before: x.detail})
+		page.Checks = append(page.Checks, pages.Check{Passed: x.ok, Title: x.title, Before: x.before, Code: x.code, After: x.after})
 	}
 	a.pages.Sample(w, r, page)
 }

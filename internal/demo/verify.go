@@ -31,10 +31,12 @@ type claims struct {
 	Expires  int64    `json:"exp"`
 }
 
-// check is one step of the verification, as the page shows it.
+// check is one step of the verification, as the page shows it: a sentence
+// with something literal in it.
 type check struct {
-	title, detail string
-	ok            bool
+	title               string
+	before, code, after string
+	ok                  bool
 }
 
 // verifier checks assertions the way any application would: by the key set
@@ -79,21 +81,20 @@ func (v *verifier) keySet(ctx context.Context) (jose.JSONWebKeySet, error) {
 func (v *verifier) verify(r *http.Request) (claims, []check, bool) {
 	var c claims
 	var out []check
-	add := func(title, detail string, ok bool) bool {
-		out = append(out, check{title, detail, ok})
+	add := func(title, before, code, after string, ok bool) bool {
+		out = append(out, check{title, before, code, after, ok})
 		return ok
 	}
 	token := r.Header.Get(assertionHeader)
-	if !add("The signed note arrived", "In the header "+assertionHeader+".", token != "") {
+	if !add("The signed note arrived", "In the header ", assertionHeader, ".", token != "") {
 		return c, out, false
 	}
-	detail, err := v.signature(r.Context(), token, &c)
+	algorithm, id, err := v.signature(r.Context(), token, &c)
 	if err != nil {
-		detail = err.Error()
-	}
-	if !add("The signature is right", detail, err == nil) {
+		add("The signature is right", err.Error()+".", "", "", false)
 		return claims{}, out, false
 	}
+	add("The signature is right", algorithm+", key ", id, " from the published key set.", true)
 	host := r.Header.Get("X-Forwarded-Host")
 	if host == "" {
 		host = r.Host
@@ -101,42 +102,58 @@ func (v *verifier) verify(r *http.Request) (claims, []check, bool) {
 	if h, _, err := net.SplitHostPort(host); err == nil {
 		host = h
 	}
-	ok := add("It is meant for this address", "aud is "+c.Audience+".", c.Audience == host)
+	ok := add("It is meant for this address", "It names ", c.Audience, ".", c.Audience == host)
 	now := time.Now()
 	issued, ends := time.Unix(c.IssuedAt, 0), time.Unix(c.Expires, 0)
 	fresh := now.Before(ends) && now.After(issued.Add(-time.Minute))
 	age := max(now.Sub(issued), 0).Round(time.Second)
-	ok = add("It is fresh", fmt.Sprintf("Issued %s ago, good for %s.", age, ends.Sub(now).Round(time.Second)), fresh) && ok
+	ok = add("It is fresh", fmt.Sprintf("Issued %s ago, good for %s.", words(age), words(ends.Sub(now))), "", "", fresh) && ok
 	if !ok {
 		return claims{}, out, false
 	}
 	return c, out, true
 }
 
-func (v *verifier) signature(ctx context.Context, token string, c *claims) (string, error) {
+// words says a short time as people do.
+func words(d time.Duration) string {
+	n := int(max(d, 0).Round(time.Second) / time.Second)
+	seconds := fmt.Sprintf("%d seconds", n%60)
+	if n%60 == 1 {
+		seconds = "1 second"
+	}
+	switch {
+	case n < 60:
+		return seconds
+	case n%60 == 0:
+		return fmt.Sprintf("%d min", n/60)
+	}
+	return fmt.Sprintf("%d min %d s", n/60, n%60)
+}
+
+func (v *verifier) signature(ctx context.Context, token string, c *claims) (algorithm, id string, err error) {
 	sig, err := jose.ParseSignedCompact(token, []jose.SignatureAlgorithm{jose.ES256, jose.RS256})
 	if err != nil || len(sig.Signatures) != 1 {
-		return "", errors.New("the note is not a signed token")
+		return "", "", errors.New("the note is not a signed token")
 	}
 	keys, err := v.keySet(ctx)
 	if err != nil {
-		return "", fmt.Errorf("the key set could not be read: %w", err)
+		return "", "", fmt.Errorf("the key set could not be read: %w", err)
 	}
 	head := sig.Signatures[0].Header
 	found := keys.Key(head.KeyID)
 	if len(found) != 1 {
-		return "", errors.New("no published key has the id that the note names")
+		return "", "", errors.New("no published key has the id that the note names")
 	}
 	payload, err := sig.Verify(found[0])
 	if err != nil {
-		return "", errors.New("the signature does not belong to the note")
+		return "", "", errors.New("the signature does not belong to the note")
 	}
 	if err := json.Unmarshal(payload, c); err != nil {
-		return "", errors.New("the note holds something else than claims")
+		return "", "", errors.New("the note holds something else than claims")
 	}
-	id := head.KeyID
+	id = strings.ToLower(head.KeyID)
 	if len(id) > 12 {
-		id = id[:4] + "..." + id[len(id)-4:]
+		id = id[:4] + "\u2026" + id[len(id)-4:]
 	}
-	return fmt.Sprintf("%s, key %s from the published key set.", head.Algorithm, strings.ToLower(id)), nil
+	return head.Algorithm, id, nil
 }
