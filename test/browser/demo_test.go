@@ -52,7 +52,7 @@ func TestDemo(t *testing.T) {
 	// Refused where she does not belong, with the reason; open to all; a place
 	// that does not exist.
 	b.open(d.URLs["denied"])
-	b.says("You do not have access to Finance", "finance", ada)
+	b.says("You do not have access to Finance", "Your group is not allowed", "We saw staff and astronomy", ada)
 	b.inspect("denied", everyLook...)
 	b.open(d.URLs["public"])
 	b.says("anyone may read this")
