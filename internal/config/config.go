@@ -160,8 +160,17 @@ type Control struct {
 	_ struct{} `section:"ours"`
 
 	// AdminPolicy is a policy document over the signed-in user, or nil.
-	AdminPolicy    *yaml.Node `key:"admin_policy" env:"-" form:"node" status:"acts" doc:"Policy document (as a route's policy) that says who administers this installation. Unset: nobody through the web."`
-	ControlAddress string     `key:"control_address" status:"acts" doc:"Unix socket of the control API, a path; control.sock in the data directory if unset."`
+	AdminPolicy *yaml.Node `key:"admin_policy" env:"-" form:"node" status:"acts" doc:"Policy document (as a route's policy) that says who administers this installation. Unset: nobody through the web."`
+	// PolicyTests are files; PolicyTestTexts is what they hold.
+	PolicyTests     []string   `key:"policy_tests" env:"-" status:"acts" doc:"Policy test files that are run at load and by validate; one that fails refuses the configuration. A test without a policy is put to the route that the URL of each case leads to."`
+	PolicyTestTexts []TestText `key:"-"`
+	ControlAddress  string     `key:"control_address" status:"acts" doc:"Unix socket of the control API, a path; control.sock in the data directory if unset."`
+}
+
+// TestText is a policy test file as it was read.
+type TestText struct {
+	File string
+	Text []byte
 }
 
 // Flag tells a runtime flag, by default or as set.

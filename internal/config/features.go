@@ -90,6 +90,7 @@ type RouteExtra struct {
 
 	_ struct{} `section:"ours"`
 
+	PolicyTests  *yaml.Node `key:"policy_tests" form:"node" status:"acts" doc:"Cases (request, user, expect), as in a policy test file, put to the route's own policies at load and by validate. One that fails refuses the configuration."`
 	ShadowPolicy *yaml.Node `key:"shadow_policy" form:"node" status:"accepted" doc:"Policy document that is evaluated and logged beside policy, and decides nothing."`
 }
 

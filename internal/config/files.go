@@ -134,6 +134,11 @@ func (d *decoder) resolveFiles(files *fileSet) {
 	c := d.cfg
 	d.secretFile(files, "shared_secret", &c.Secrets.SharedSecret, c.Secrets.SharedSecretFile, false)
 	d.secretFile(files, "shared_secret_previous", &c.Secrets.SharedSecretPrevious, c.Secrets.SharedSecretPreviousFile, false)
+	for i, name := range c.Control.PolicyTests {
+		if b, ok := d.fileAt(files, indexed("policy_tests", i), name, false); ok {
+			c.Control.PolicyTestTexts = append(c.Control.PolicyTestTexts, TestText{name, b})
+		}
+	}
 	d.secretFile(files, "cookie_secret", &c.Secrets.CookieSecret, c.Secrets.CookieSecretFile, true)
 
 	if name := c.Identity.IDPClientSecretFile; name != "" {

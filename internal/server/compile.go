@@ -155,6 +155,9 @@ func compile(cfg *config.Config) (*compiled, []config.Problem) {
 		fail("routes", err)
 	}
 	c.table = table
+	if table != nil && !config.Fatal(problems) {
+		problems = append(problems, c.runPolicyTests(cfg)...)
+	}
 	return c, problems
 }
 

@@ -18,11 +18,17 @@ type Document struct {
 	// LoadError says that the policy of the document does not load; then all
 	// its cases fail with it.
 	LoadError error
+	// NoPolicy: the document names no policy, so its cases are about somebody
+	// else's, such as that of the route their URL leads to.
+	NoPolicy bool
+
+	texts []policyText // where its policies are written
 }
 
 // Case is one request with everything that is known when it arrives.
 type Case struct {
 	File, Document, Name string
+	Line, Column         int // where the case starts
 	Request              Request
 	User                 *User // nil: nobody, unless there is a service account
 	Session              *Session

@@ -222,11 +222,13 @@ func load(file string, n *yaml.Node, opts Options) (*Document, error) {
 		_, d.Invalid.err = opts.Rego("policy.rego", *f.InvalidRego)
 		return d, nil
 	}
+	d.NoPolicy = kinds == 0
 	if len(f.Cases) == 0 {
 		return nil, bad("no cases; a test that asks nothing always passes, so add some")
 	}
 	own, attached, err := f.load(file, opts)
 	d.LoadError = err
+	d.texts = f.texts(file)
 	for i, node := range f.Cases {
 		c, err := f.loadCase(file, node.Node)
 		if err != nil {
@@ -348,7 +350,7 @@ func (f *documentFile) loadCase(file string, n *yaml.Node) (*Case, error) {
 	if !ok {
 		return nil, bad("expect must be allow, deny, login, device or error, not %q", cf.Expect)
 	}
-	c := &Case{Name: cf.Name, User: cf.User, Session: cf.Session, ServiceAccount: cf.ServiceAccount,
+	c := &Case{Name: cf.Name, Line: n.Line, Column: n.Column, User: cf.User, Session: cf.Session, ServiceAccount: cf.ServiceAccount,
 		MCP: cf.MCP, SSH: cf.SSH, Now: DefaultNow, Settings: f.Settings,
 		Records: append(slices.Clip(f.Records), cf.Records...)}
 	c.Expect = Expect{Outcome: outcome, Status: cf.Status, Reasons: cf.Reasons, NotReasons: cf.NotReasons, DeviceType: cf.DeviceType}

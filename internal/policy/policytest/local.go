@@ -1,6 +1,7 @@
 package policytest
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -108,6 +109,13 @@ func Input(c *Case) (*policy.Input, error) {
 			}
 			return ""
 		}
+		in.EachHeader = func(yield func(name, value string) bool) {
+			for k, v := range c.Request.Headers {
+				if !yield(k, v) {
+					return
+				}
+			}
+		}
 		in.Certificate = c.Request.Certificate
 	}
 	if c.Settings.DownstreamMTLS != nil {
@@ -134,6 +142,12 @@ func Input(c *Case) (*policy.Input, error) {
 	c.identify(in)
 	in.RecordIdentity = func(typ string) bool { return strings.HasPrefix(c.foreignKey(typ), "user.") }
 	in.Record = func(typ string) (map[string]any, bool) { return c.record(typ, in) }
+	in.RecordByID = func(typ, id string) (map[string]any, error) {
+		if data := c.identityRecord(typ, id); data != nil {
+			return data, nil
+		}
+		return c.RecordByID(typ, id), nil
+	}
 	return in, nil
 }
 
@@ -182,7 +196,7 @@ func (c *Case) identify(in *policy.Input) {
 			flatten(claims, "", other.Claims)
 			break
 		}
-		in.SessionID, in.UserID = s.ID, c.User.ID
+		in.SessionID, in.UserID = cmp.Or(s.ID, "session"), c.User.ID
 		flatten(claims, "", s.Claims)
 		for _, d := range c.Devices {
 			in.Devices = append(in.Devices, policy.Device{ID: d.ID, Type: d.Type,

@@ -73,6 +73,18 @@ type Outcome struct {
 	Deny     bool     `json:"deny"`
 	Reasons  []string `json:"reasons"`
 	Problems []string `json:"problems,omitempty"` // why it failed
+	// Line and Column say where the case starts; 0 for an invalid text.
+	Line   int `json:"line,omitempty"`
+	Column int `json:"column,omitempty"`
+}
+
+// Got is the outcome in words: "deny (403) with reasons [domain-unauthorized]".
+func (o *Outcome) Got() string {
+	got := o.Outcome
+	if o.Status != 0 {
+		got = fmt.Sprintf("%s (%d)", got, o.Status)
+	}
+	return fmt.Sprintf("%s with reasons [%s]", got, strings.Join(o.Reasons, ", "))
 }
 
 // Run runs the files and writes the report to w. The result is the exit code.
@@ -128,19 +140,15 @@ func print(w io.Writer, opts Options, o Outcome) {
 		fmt.Fprintf(w, "%s\n", line)
 		return
 	}
-	got := o.Outcome
-	if o.Status != 0 {
-		got = fmt.Sprintf("%s (%d)", got, o.Status)
-	}
 	switch {
 	case !o.Pass:
 		fmt.Fprintf(w, "FAIL %s: %s\n", o.File, o.Name)
 		for _, p := range o.Problems {
 			fmt.Fprintf(w, "     %s\n", strings.ReplaceAll(p, "\n", "\n     "))
 		}
-		fmt.Fprintf(w, "     got %s with reasons [%s]\n", got, strings.Join(o.Reasons, ", "))
+		fmt.Fprintf(w, "     got %s\n", o.Got())
 	case opts.Verbose:
-		fmt.Fprintf(w, "ok   %s: %s: %s with reasons [%s]\n", o.File, o.Name, got, strings.Join(o.Reasons, ", "))
+		fmt.Fprintf(w, "ok   %s: %s: %s\n", o.File, o.Name, o.Got())
 	}
 }
 
@@ -155,7 +163,8 @@ func (d *Document) Run(opts Options) []Outcome {
 	}
 	list := make([]Outcome, 0, len(d.Cases))
 	for _, c := range d.Cases {
-		o := Outcome{File: d.File, Name: d.Name + ": " + c.Name, Expect: c.Expect.Outcome.String(), Outcome: "error", Reasons: []string{}}
+		o := Outcome{File: d.File, Name: d.Name + ": " + c.Name, Expect: c.Expect.Outcome.String(), Outcome: "error", Reasons: []string{},
+			Line: c.Line, Column: c.Column}
 		answer, err := Answer{Outcome: policy.Error}, d.LoadError
 		if err == nil {
 			answer, err = evaluator.Evaluate(c)
