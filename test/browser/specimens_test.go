@@ -4,6 +4,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
 
@@ -42,7 +43,7 @@ func TestSpecimens(t *testing.T) {
 	for _, s := range pages.Samples() {
 		b.open(srv.URL + "/specimen/" + s.Name)
 		looks := []look{{"light", 1200}, {"dark", 320}}
-		if testing.Verbose() {
+		if os.Getenv("POSTERN_SCREENSHOTS") != "" {
 			looks = everyLook
 		}
 		b.inspect("specimen-"+s.Name, looks...)
