@@ -38,6 +38,7 @@ func policyTestCommand() *cobra.Command {
 				return err
 			}
 			o.Evaluator = authz.Cases{Keys: keys}
+			o.Rego = scriptCompiler(cmd.ErrOrStderr())
 			if code := policytest.Run(files, o, cmd.OutOrStdout()); code != 0 {
 				return exitCode(code)
 			}

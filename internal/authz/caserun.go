@@ -66,7 +66,16 @@ func (r Cases) Evaluate(c *policytest.Case) (policytest.Answer, error) {
 	}
 	defer engine.Close()
 	engine.explain = c.Settings.Route.ShowErrorDetails
-	engine.external = func(x *policy.Input) { x.Record, x.RecordIdentity = in.Record, in.RecordIdentity }
+	engine.external = func(x *policy.Input) {
+		x.Record, x.RecordIdentity = in.Record, in.RecordIdentity
+		own := x.RecordByID
+		x.RecordByID = func(typ, id string) (map[string]any, error) {
+			if data, err := own(typ, id); data != nil || err != nil {
+				return data, err
+			}
+			return c.RecordByID(typ, id), nil
+		}
+	}
 	mtls := c.Settings.DownstreamMTLS
 	env, err := NewEnv(Options{
 		Keys:            r.Keys,

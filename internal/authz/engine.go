@@ -172,12 +172,19 @@ func (e *Engine) Decide(ctx context.Context, req *Request) Decision {
 type scratch struct {
 	in     policy.Input
 	view   exchange.View
-	header func(string) string
+	engine *Engine
+	ctx    context.Context
+	// Made once with the scratch, so that a decision makes no closure.
+	header     func(string) string
+	eachHeader func(func(name, value string) bool)
+	recordByID func(typ, id string) (map[string]any, error)
 }
 
 var scratchPool = sync.Pool{New: func() any {
 	s := &scratch{}
 	s.header = func(name string) string { return s.view.Header(name) }
+	s.eachHeader = func(yield func(name, value string) bool) { s.view.Headers()(yield) }
+	s.recordByID = func(typ, id string) (map[string]any, error) { return s.engine.recordByID(s.ctx, typ, id) }
 	return s
 }}
 
@@ -231,12 +238,12 @@ func (e *Engine) judge(ctx context.Context, req *Request, now time.Time) (d Deci
 	}
 	s := scratchPool.Get().(*scratch)
 	defer func() {
-		s.in, s.view = policy.Input{}, nil
+		s.in, s.view, s.engine, s.ctx = policy.Input{}, nil, nil, nil
 		scratchPool.Put(s)
 	}()
-	s.view = req.View
+	s.view, s.engine, s.ctx = req.View, e, ctx
 	fillInput(&s.in, req, w, now)
-	s.in.Header = s.header
+	s.in.Header, s.in.EachHeader, s.in.RecordByID = s.header, s.eachHeader, s.recordByID
 	if e.external != nil {
 		e.external(&s.in)
 	}

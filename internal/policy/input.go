@@ -23,6 +23,11 @@ type Input struct {
 	RawQuery string
 	ClientIP netip.Addr // invalid: matches nothing
 	Header   func(name string) string
+	// EachHeader gives every header line; custom scripts look at all of them.
+	// nil means no headers.
+	EachHeader func(yield func(name, value string) bool)
+	// Body is the part of the body that was read for the decision.
+	Body []byte
 
 	// Client certificate. Certificate is the presented leaf or nil.
 	// CertificateState says how invalid_client_certificate answers.
@@ -56,6 +61,11 @@ type Input struct {
 	// person (foreign key user.id, the default, or user.email), so that they
 	// need a session. nil: all are.
 	RecordIdentity func(typ string) bool
+	// RecordByID finds a record of any type by its id, or by an address inside
+	// its $index.cidr, for custom scripts: sessions, users, service accounts,
+	// directory entries and external data, with field names in snake case. nil
+	// data: there is none. An error says that it cannot be read now.
+	RecordByID func(typ, id string) (data map[string]any, err error)
 }
 
 // CertificateState tells how invalid_client_certificate answers.

@@ -30,7 +30,31 @@ func goodUserCertificate(in *Input, authorities map[string]struct{}) bool {
 	if in.SSH == nil || len(in.SSH.PublicKey) == 0 {
 		return false
 	}
-	key, err := ssh.ParsePublicKey(in.SSH.PublicKey)
+	return verifyUserCertificate(in.SSH.Username, in.SSH.PublicKey, in.ClientIP, in.Now, authorities)
+}
+
+// UserCertificate is the question whether an SSH user certificate is good.
+type UserCertificate struct {
+	Name        string // login name
+	Certificate []byte // wire form
+	Authorities [][]byte
+	From        netip.Addr // for a certificate that limits its sources
+	Now         time.Time
+}
+
+// VerifyUserCertificate tells whether a certificate is a user certificate
+// signed by one of the authorities, within its validity, that names the login
+// name as a principal or names none: the rule of ssh_ca, for custom scripts.
+func VerifyUserCertificate(q UserCertificate) bool {
+	authorities := make(map[string]struct{}, len(q.Authorities))
+	for _, key := range q.Authorities {
+		authorities[string(key)] = struct{}{}
+	}
+	return len(q.Certificate) > 0 && verifyUserCertificate(q.Name, q.Certificate, q.From, q.Now, authorities)
+}
+
+func verifyUserCertificate(name string, wire []byte, from netip.Addr, now time.Time, authorities map[string]struct{}) bool {
+	key, err := ssh.ParsePublicKey(wire)
 	if err != nil {
 		return false
 	}
@@ -41,14 +65,14 @@ func goodUserCertificate(in *Input, authorities map[string]struct{}) bool {
 	if _, listed := authorities[string(cert.SignatureKey.Marshal())]; !listed {
 		return false
 	}
-	if sources, limited := cert.CriticalOptions[sourceAddress]; limited && !fromSource(in.ClientIP, sources) {
+	if sources, limited := cert.CriticalOptions[sourceAddress]; limited && !fromSource(from, sources) {
 		return false
 	}
 	checker := ssh.CertChecker{
 		SupportedCriticalOptions: []string{sourceAddress},
-		Clock:                    func() time.Time { return in.Now },
+		Clock:                    func() time.Time { return now },
 	}
-	return checker.CheckCert(in.SSH.Username, cert) == nil
+	return checker.CheckCert(name, cert) == nil
 }
 
 // sourceAddress is the critical option that limits where a certificate may be
