@@ -20,6 +20,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"runtime/debug"
 	"strings"
@@ -262,6 +263,10 @@ func (c *call) local(handler func(http.ResponseWriter, *http.Request)) {
 	}
 	r := c.r.WithContext(c.r.Context()) // a copy
 	r.Host = c.view.authority
+	if ip := c.view.peer.ClientIP; ip.IsValid() {
+		// Own pages throttle and list by the one client address (decision 4).
+		r.RemoteAddr = netip.AddrPortFrom(ip, c.view.peer.Direct.Port()).String()
+	}
 	r.URL = &url.URL{Scheme: "https", Host: c.view.authority, RawQuery: c.view.rawQuery}
 	r.URL.Path, r.URL.RawPath = c.view.path, ""
 	if decoded, err := url.PathUnescape(c.view.path); err == nil && decoded != c.view.path {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"postern/internal/authz"
+	"postern/internal/session"
 )
 
 // earlyAnswer is an upstream that answers 413 once it has the head, and then
@@ -117,5 +118,20 @@ func TestPreflightOpensNoTunnel(t *testing.T) {
 		"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
 	if got.StatusCode == http.StatusSwitchingProtocols || len(asked) > 0 {
 		t.Errorf("a preflight was answered %d, the application was asked to upgrade to %q", got.StatusCode, asked)
+	}
+}
+
+// TestOwnPagesSeeTheClientAddress: own pages throttle and list by the same
+// client address as policy and the access log (decision 4).
+func TestOwnPagesSeeTheClientAddress(t *testing.T) {
+	var saw string
+	cfg := defaultConfig()
+	cfg.XFFNumTrustedHops = 1
+	run := testDoor{routes: one(appRoute, RouteConfig{}), config: &cfg, endpoints: NewEndpoints(Endpoint{
+		Path: "/.pomerium/", Handler: func(w http.ResponseWriter, r *http.Request, _ *session.Caller) { saw = r.RemoteAddr },
+	})}.start(t)
+	run.target("app.test", "/.pomerium/", "X-Forwarded-For: 2001:db8::7")
+	if host, _, err := net.SplitHostPort(saw); err != nil || host != "2001:db8::7" {
+		t.Errorf("own pages saw %q", saw)
 	}
 }
