@@ -104,6 +104,19 @@ func FoldName(name string) string {
 	return name
 }
 
+// SameName reports whether two header names are one to whoever folds them.
+func SameName(a, b string) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := 0; i < len(a); i++ {
+		if foldByte(a[i]) != foldByte(b[i]) {
+			return false
+		}
+	}
+	return true
+}
+
 // Fields yields a slice of fields as a HeaderSeq.
 func Fields(f []Field) iter.Seq2[string, string] {
 	return func(yield func(string, string) bool) {

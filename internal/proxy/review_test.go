@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -133,5 +134,26 @@ func TestOwnPagesSeeTheClientAddress(t *testing.T) {
 	run.target("app.test", "/.pomerium/", "X-Forwarded-For: 2001:db8::7")
 	if host, _, err := net.SplitHostPort(saw); err != nil || host != "2001:db8::7" {
 		t.Errorf("own pages saw %q", saw)
+	}
+}
+
+// TestUnderscoreSpellingOfOurs: where underscores pass, no spelling of a field
+// that Postern sets does (decision 6).
+func TestUnderscoreSpellingOfOurs(t *testing.T) {
+	cfg := defaultConfig()
+	cfg.HeadersWithUnderscoresAction = "allow"
+	run := testDoor{routes: one(appRoute, RouteConfig{}), config: &cfg}.start(t)
+	run.target("app.test", "/", "X_Forwarded_For: 10.9.9.9", "x_forwarded_proto: gopher", "X_Request_ID: mine", "X_Other: stays")
+	got := run.echo.last()
+	if got == nil {
+		t.Fatal("nothing arrived")
+	}
+	for name, values := range got.Header {
+		if folded := strings.ToLower(name); strings.HasPrefix(folded, "x_") && folded != "x_other" {
+			t.Errorf("%s: %q arrived", name, values)
+		}
+	}
+	if got.Header.Get("X_other") != "stays" {
+		t.Errorf("another field was lost: %v", got.Header)
 	}
 }

@@ -327,13 +327,15 @@ func (w headerWriter) add(name, value string) {
 	w.h[k] = append(w.h[k], value)
 }
 
+// set replaces a field in every spelling that an upstream could take for it
+// ("X_Forwarded_For", where such names pass).
 func (w headerWriter) set(name, value string) {
-	k := w.key(name)
-	if k != name && k != "User-Agent" {
-		delete(w.h, k)
-		k = name
+	for have := range w.h {
+		if exchange.SameName(have, name) {
+			delete(w.h, have)
+		}
 	}
-	w.h[k] = []string{value}
+	w.h[w.key(name)] = []string{value}
 }
 
 var errBodyStopped = errors.New("the exchange has ended")
