@@ -194,6 +194,25 @@ func HasEscapedSlash(path string) bool {
 	return strings.Contains(path, "%2F") || strings.Contains(path, "%5C")
 }
 
+// HasDotParameter reports whether a canonical path holds a segment that is "."
+// or ".." before a path parameter ("/..;x/"): servers that cut parameters off
+// first would go up there, others would not, and no rule can mean both.
+func HasDotParameter(path string) bool {
+	for i := 0; i+2 < len(path); i++ {
+		if path[i] != '/' || path[i+1] != '.' {
+			continue
+		}
+		rest := path[i+2:]
+		if rest[0] == '.' {
+			rest = rest[1:]
+		}
+		if strings.HasPrefix(rest, ";") || strings.HasPrefix(rest, "%3B") {
+			return true
+		}
+	}
+	return false
+}
+
 // CanonicalLiteral brings a path, or part of one, that an operator wrote to
 // the spelling of canonical paths, so that "/caf%c3%a9" and "/café" are found:
 // escapes as in CanonicalPath, nothing else touched.

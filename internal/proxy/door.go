@@ -99,8 +99,8 @@ func (c *call) serve() {
 	if g.ClientCertificate != nil {
 		view.peer.CertificateState = g.ClientCertificate(view.peer.Certificates, rt)
 	}
-	if exchange.HasEscapedSlash(view.path) && g.Table.HostHasPathRules(view.authority) {
-		c.fail(pages.ErrorPage{Kind: pages.BadRequest, Message: "The address holds an escaped slash, which this application's rules cannot judge."},
+	if odd := unjudgeable(view.path); odd != "" && g.Table.HostHasPathRules(view.authority) {
+		c.fail(pages.ErrorPage{Kind: pages.BadRequest, Message: "The address holds " + odd + ", which this application's rules cannot judge."},
 			"path_normalization_failed")
 		return
 	}
@@ -149,6 +149,18 @@ func (c *call) serve() {
 	default:
 		c.forward()
 	}
+}
+
+// unjudgeable names what of a canonical path servers read differently, so that
+// it may not stand where paths decide (decision 3); "" is nothing.
+func unjudgeable(path string) string {
+	switch {
+	case exchange.HasEscapedSlash(path):
+		return "an escaped slash"
+	case exchange.HasDotParameter(path):
+		return "a dot segment with a parameter"
+	}
+	return ""
 }
 
 func (c *call) decide() {

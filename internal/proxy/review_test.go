@@ -157,3 +157,24 @@ func TestUnderscoreSpellingOfOurs(t *testing.T) {
 		t.Errorf("another field was lost: %v", got.Header)
 	}
 }
+
+// TestDotSegmentWithParameter: servers that cut path parameters see "..;x" as
+// "..", so policy that looks at paths cannot judge it.
+func TestDotSegmentWithParameter(t *testing.T) {
+	spec := appRoute
+	spec.Prefix = "/public"
+	run := testDoor{routes: one(spec, RouteConfig{})}.start(t)
+	for _, path := range []string{"/public/..;/admin", "/public/..;a=b/admin", "/public/.;x/y", "/public/%2e%2e;/admin", "/public/..%3B/admin"} {
+		if got := run.target("app.test", path); got.StatusCode != http.StatusBadRequest {
+			t.Errorf("%s: %d", path, got.StatusCode)
+		}
+	}
+	if n := run.echo.count(); n > 0 {
+		t.Errorf("%d of them arrived", n)
+	}
+	for _, path := range []string{"/public/a;b/c", "/public/...;/x", "/public/a..;/x"} {
+		if got := run.target("app.test", path); got.StatusCode != http.StatusOK {
+			t.Errorf("%s: %d", path, got.StatusCode)
+		}
+	}
+}
