@@ -21,15 +21,10 @@ type Local struct{}
 
 // Evaluate answers a case.
 func (Local) Evaluate(c *Case) (Answer, error) {
-	shortcuts, err := c.Settings.Route.Shortcuts().Policy()
+	set, err := c.set()
 	if err != nil {
 		return Answer{}, err
 	}
-	mtls := c.Settings.DownstreamMTLS
-	set := policy.NewSet(policy.Pool{
-		Own: c.Own, Attached: c.Attached, Shortcuts: shortcuts,
-		CertificateRule: mtls != nil && mtls.Enforcement != "policy" && c.SSH == nil,
-	})
 	in, err := Input(c)
 	if err != nil {
 		return Answer{}, err
@@ -66,6 +61,19 @@ func (Local) Evaluate(c *Case) (Answer, error) {
 		}
 	}
 	return a, nil
+}
+
+// set pools everything that decides about a case.
+func (c *Case) set() (*policy.Set, error) {
+	shortcuts, err := c.Settings.Route.Shortcuts().Policy()
+	if err != nil {
+		return nil, err
+	}
+	mtls := c.Settings.DownstreamMTLS
+	return policy.NewSet(policy.Pool{
+		Own: c.Own, Attached: c.Attached, Shortcuts: shortcuts,
+		CertificateRule: mtls != nil && mtls.Enforcement != "policy" && c.SSH == nil,
+	}), nil
 }
 
 func answer(res *policy.Result, choice policy.Choice) Answer {

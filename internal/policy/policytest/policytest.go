@@ -58,6 +58,9 @@ type Options struct {
 	JSON bool
 	// Verbose prints passed cases with their reasons too.
 	Verbose bool
+	// Cover tells what no case reached; Mutate puts the cases to broken
+	// variants of the policies, and a survivor is a failure.
+	Cover, Mutate bool
 }
 
 // Outcome is the report of one case, as --json prints it. A document with
@@ -108,6 +111,7 @@ func Run(files []string, opts Options, w io.Writer) int {
 		}
 		fmt.Fprintf(w, "error: %v\n", err)
 	}
+	var all []*Document
 	if len(files) == 0 {
 		unusable(fmt.Errorf("no test files given; name at least one"))
 	}
@@ -127,11 +131,39 @@ func Run(files []string, opts Options, w io.Writer) int {
 				report(o)
 			}
 		}
+		all = append(all, docs...)
 	}
 	if !opts.JSON {
 		fmt.Fprintf(w, "%d passed, %d failed\n", passed, failed)
 	}
+	if exit == ExitUsage {
+		return exit // numbers of a part would mislead
+	}
+	if opts.Cover {
+		c := Cover(all)
+		if opts.JSON {
+			printLine(w, map[string]any{"coverage": c})
+		} else {
+			c.print(w)
+		}
+	}
+	if opts.Mutate {
+		m := Mutate(all, opts)
+		if opts.JSON {
+			printLine(w, map[string]any{"mutation": m})
+		} else {
+			m.print(w)
+		}
+		if len(m.Survivors) > 0 {
+			exit = max(exit, ExitFailed)
+		}
+	}
 	return exit
+}
+
+func printLine(w io.Writer, v any) {
+	line, _ := json.Marshal(v)
+	fmt.Fprintf(w, "%s\n", line)
 }
 
 func print(w io.Writer, opts Options, o Outcome) {
