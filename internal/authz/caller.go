@@ -26,6 +26,7 @@ type who struct {
 	user                          *record.Entry[session.User]
 	directory                     *record.Entry[session.DirectoryUser]
 	groupsEpoch                   uint64
+	described                     bool // made up for a question
 
 	// What policy looks at (policy-language.md §5).
 	id, userID, email string

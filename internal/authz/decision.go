@@ -91,13 +91,19 @@ type Decision struct {
 	// answered 204 without upstream (wire-contract.md §9).
 	Preflight bool
 
+	// Shadow is what the route's shadow_policy would have decided.
+	Shadow Shadow
+
 	// Depends is what the decision rested on; streams follow it.
 	Depends Depends
 
-	// what the assertion is made from if anybody asks for it, see Assertion
+	// what the assertion is made from if anybody asks for it, see Assertion,
+	// and an explanation, see Explain
 	engine *Engine
 	req    *Request
 	who    *who
+	began  time.Time
+	judged bool // the policy of the route was asked
 }
 
 // Depends names what a Decision rested on. A change of any of it means that

@@ -162,6 +162,9 @@ func (e *Engine) Decide(ctx context.Context, req *Request) Decision {
 		verdict = telemetry.VerdictError
 		e.logger.LogAttrs(ctx, slog.LevelError, "decision failed", slog.Int("status", d.Status), slog.Any("error", d.Err))
 	}
+	if d.Shadow.Evaluated {
+		e.metrics.ObserveShadow(d.Depends.RouteID, d.Shadow.WouldAllow(), d.Shadow.WouldDeny())
+	}
 	if e.metrics != nil {
 		e.metrics.ObserveDecision(verdict, e.now().Sub(began))
 	}
@@ -188,6 +191,22 @@ var scratchPool = sync.Pool{New: func() any {
 	return s
 }}
 
+// fill describes a request to the policy.
+func (s *scratch) fill(ctx context.Context, e *Engine, req *Request, w *who, now time.Time) {
+	s.view, s.engine, s.ctx = req.View, e, ctx
+	fillInput(&s.in, req, w, now)
+	s.in.Header, s.in.EachHeader, s.in.RecordByID = s.header, s.eachHeader, s.recordByID
+	if e.external != nil {
+		e.external(&s.in)
+	}
+}
+
+// release gives the memory back, empty.
+func (s *scratch) release() {
+	s.in, s.view, s.engine, s.ctx = policy.Input{}, nil, nil, nil
+	scratchPool.Put(s)
+}
+
 // judge is Decide without log and counters.
 func (e *Engine) judge(ctx context.Context, req *Request, now time.Time) (d Decision) {
 	defer func() {
@@ -204,7 +223,7 @@ func (e *Engine) judge(ctx context.Context, req *Request, now time.Time) (d Deci
 	}
 	env := req.Env
 	set := env.settings(req.Route)
-	d.engine, d.req, d.who = e, req, anonymous
+	d.engine, d.req, d.who, d.began = e, req, anonymous, now
 	d.Strip = set.strip
 	d.Depends.Generation = env.generation
 	if req.Route != nil {
@@ -237,18 +256,14 @@ func (e *Engine) judge(ctx context.Context, req *Request, now time.Time) (d Deci
 		return d
 	}
 	s := scratchPool.Get().(*scratch)
-	defer func() {
-		s.in, s.view, s.engine, s.ctx = policy.Input{}, nil, nil, nil
-		scratchPool.Put(s)
-	}()
-	s.view, s.engine, s.ctx = req.View, e, ctx
-	fillInput(&s.in, req, w, now)
-	s.in.Header, s.in.EachHeader, s.in.RecordByID = s.header, s.eachHeader, s.recordByID
-	if e.external != nil {
-		e.external(&s.in)
-	}
+	defer s.release()
+	s.fill(ctx, e, req, w, now)
 	set.set.Evaluate(&s.in, &d.Policy)
+	d.judged = true
 	d.choose(req)
+	if set.shadow != nil {
+		d.Shadow = e.shadow(ctx, set, &s.in, d.Outcome == Allow)
+	}
 	if d.Outcome != Allow && req.Route.ShowErrorDetails || e.explain {
 		d.Details = set.set.Details(&s.in)
 	}
@@ -285,6 +300,9 @@ func failed(status int, err error) Decision {
 
 // authenticate finds who is asking; ok is false if d is already the answer.
 func (e *Engine) authenticate(ctx context.Context, req *Request, now time.Time, d *Decision) (w *who, ok bool) {
+	if req.as != nil {
+		return e.stand(req.as, d), true
+	}
 	c := openCredential(req)
 	d.Carrier = c.Carrier
 	set := req.Env.settings(req.Route)

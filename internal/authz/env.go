@@ -77,6 +77,7 @@ type Env struct {
 type routeSettings struct {
 	route        *route.Route
 	set          *policy.Set
+	shadow       *policy.Set // nil: the route has no shadow_policy
 	pass         bool
 	issuerURI    bool
 	reuse        time.Duration
@@ -161,7 +162,11 @@ func (env *Env) compile(o *Options, rt *route.Route) routeSettings {
 		if o.RouteSets != nil {
 			sets = o.RouteSets(rt)
 		}
-		s.set = compilePolicy(rt, o.CertificateRule && rt.From.Protocol != route.SSH)
+		certificateRule := o.CertificateRule && rt.From.Protocol != route.SSH
+		s.set = compilePolicy(rt.Policies, certificateRule)
+		if len(rt.Shadow) > 0 {
+			s.shadow = compilePolicy(rt.Shadow, certificateRule)
+		}
 		h := fnv.New64a()
 		_, _ = h.Write([]byte(rt.ID))
 		s.checksum = h.Sum64()
@@ -181,9 +186,9 @@ func (env *Env) compile(o *Options, rt *route.Route) routeSettings {
 
 // compilePolicy pools the policies of a route. They hold the route's own, the
 // attached ones and the shortcuts already.
-func compilePolicy(rt *route.Route, certificateRule bool) *policy.Set {
+func compilePolicy(policies []route.Attached, certificateRule bool) *policy.Set {
 	pool := policy.Pool{CertificateRule: certificateRule}
-	for _, a := range rt.Policies {
+	for _, a := range policies {
 		pool.Attached = append(pool.Attached, policy.Attached{
 			ID: a.ID, Namespace: a.Namespace, Enforced: a.Enforced,
 			Explanation: a.Explanation, Remediation: a.Remediation, Policy: a.Policy,

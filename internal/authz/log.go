@@ -74,5 +74,11 @@ func (e *Engine) writeLog(req *Request, d *Decision, now time.Time) {
 			return b
 		}
 	}
+	if d.Shadow.Evaluated {
+		entry.HasShadow, entry.ShadowAllow, entry.ShadowDeny = true, d.Shadow.Allow, !d.Shadow.Allow
+	}
+	if log.WantsTrace(d.Outcome != Allow && req.Route != nil && req.Route.ShowErrorDetails) {
+		entry.Trace = func() any { return d.explainBriefly() }
+	}
 	log.Write(&entry)
 }

@@ -26,4 +26,8 @@ type Request struct {
 	// MCP is the JSON-RPC call that a route hook read from the body, if the
 	// route is an MCP server; nil without one.
 	MCP *policy.MCPCall
+
+	// as stands in for the credential in a question that ExplainAs asks. Only
+	// this package can set it, and never for a request that is served.
+	as *who
 }

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"slices"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -76,11 +77,12 @@ type CriterionTrace struct {
 	// Decided: the outcome rests on this criterion.
 	Decided bool `json:"decided,omitempty"`
 
-	// Origin says where Seen is found; Source and Age are its words for people,
-	// filled in by whoever knows the records.
-	Origin Origin `json:"-"`
-	Source string `json:"source,omitempty"`
-	Age    string `json:"age,omitempty"` // for example "3 days"
+	// Origin says where Seen is found. Source, ModifiedAt and Age tell it to
+	// people; whoever knows the records fills them in.
+	Origin     Origin    `json:"-"`
+	Source     string    `json:"source,omitempty"`
+	ModifiedAt time.Time `json:"modified_at,omitzero"`
+	Age        string    `json:"age,omitempty"` // for example "3 days"
 }
 
 // Deciding lists the criteria that the outcome rests on, in order.
@@ -93,7 +95,7 @@ func (t *Trace) Deciding() (list []*CriterionTrace) {
 	return list
 }
 
-// Each visits every criterion.
+// Each visits every criterion in order.
 func (t *Trace) Each(visit func(*CriterionTrace)) {
 	t.each(func(_ *RuleTrace, c *CriterionTrace) { visit(c) })
 }

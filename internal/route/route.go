@@ -90,6 +90,9 @@ type Access struct {
 	DependsOn []string
 	// RoutingKey asks for the x-pomerium-routing-key header (ring hash, maglev).
 	RoutingKey bool
+	// Shadow are the policies that would decide if shadow_policy stood in the
+	// place of policy: evaluated beside the real ones, they change nothing.
+	Shadow []Attached
 	// AuthorizationOff is set on routes that front the sign-in host itself
 	// (wire-contract.md §1.1 step 5).
 	AuthorizationOff bool

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 )
@@ -46,6 +47,12 @@ type AuthorizeEntry struct {
 
 	Allow, Deny               bool
 	AllowReasons, DenyReasons []string // sorted
+
+	// HasShadow says that the route has a shadow policy; ShadowAllow and
+	// ShadowDeny tell whether it would have let the request in or refused it.
+	HasShadow, ShadowAllow, ShadowDeny bool
+	// Trace gives the steps of the decision; nil: not wanted (see WantsTrace).
+	Trace func() any
 }
 
 // authorizeFields are the names that authorize_log_fields takes, in the order
@@ -81,6 +88,7 @@ var authorizeFields = []struct {
 	{"mcp-tool", false},
 	{"mcp-tool-parameters", false},
 	{"query", false},
+	{"trace", false},
 }
 
 // AuthorizeFieldNames lists the names that authorize_log_fields takes besides
@@ -157,6 +165,13 @@ func (a *AuthorizeLog) Enabled() bool {
 	return a != nil && slog.LevelInfo >= a.level.Level()
 }
 
+// WantsTrace reports whether an entry should bring its Trace: the field
+// "trace" is among authorize_log_fields, and the visitor was told details
+// (show_error_details) or the level is debug.
+func (a *AuthorizeLog) WantsTrace(toldDetails bool) bool {
+	return a.Enabled() && slices.Contains(a.fields, "trace") && (toldDetails || slog.LevelDebug >= a.level.Level())
+}
+
 // Write logs one decision. Tokens are never written: id-token is accepted as a
 // field name and shows only that it was asked for.
 func (a *AuthorizeLog) Write(e *AuthorizeEntry) {
@@ -175,6 +190,10 @@ func (a *AuthorizeLog) Write(e *AuthorizeEntry) {
 	l.strs(why("allow", e.Allow), e.AllowReasons)
 	l.bool("deny", e.Deny)
 	l.strs(why("deny", e.Deny), e.DenyReasons)
+	if e.HasShadow {
+		l.bool("shadow-allow", e.ShadowAllow)
+		l.bool("shadow-deny", e.ShadowDeny)
+	}
 	l.time("time", e.Time)
 	l.str("message", "authorize check")
 	l.close()
@@ -261,6 +280,10 @@ func (a *AuthorizeLog) field(l *line, f string, e *AuthorizeEntry) {
 	case "id-token-claims":
 		if e.IDTokenClaims != nil {
 			l.object(f, e.IDTokenClaims())
+		}
+	case "trace":
+		if e.Trace != nil {
+			l.json(f, e.Trace())
 		}
 	case "headers":
 		if a.allHeaders {

@@ -132,6 +132,17 @@ func appendString(b []byte, s string) []byte {
 	return append(b, '"')
 }
 
+// json writes a value that its maker has bounded and redacted. One that cannot
+// be encoded, or is far too long for a line, is left out.
+func (l *line) json(name string, v any) {
+	b, err := json.Marshal(v)
+	if err != nil || len(b) > 4*maxText {
+		return
+	}
+	l.key(name)
+	l.b = append(l.b, b...)
+}
+
 // object writes a small map of claims with sorted names. Values are bounded
 // and tokens in them redacted; what cannot be encoded is left out.
 func (l *line) object(name string, m map[string]any) {

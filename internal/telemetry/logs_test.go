@@ -186,7 +186,7 @@ func TestCheckFields(t *testing.T) {
 			t.Errorf("authorize field %q", name)
 		}
 	}
-	if len(AccessFieldNames()) != 16 || len(AuthorizeFieldNames()) != 27 {
+	if len(AccessFieldNames()) != 16 || len(AuthorizeFieldNames()) != 28 {
 		t.Errorf("%d access fields, %d authorize fields", len(AccessFieldNames()), len(AuthorizeFieldNames()))
 	}
 }

@@ -39,6 +39,7 @@ type Metrics struct {
 	evaluations, allowals        atomic.Uint64
 	denials                      atomic.Uint64
 	evaluationDuration           prometheus.Histogram
+	shadow                       [3]*prometheus.CounterVec // evaluations, would allow, would deny
 
 	mu     sync.RWMutex
 	series map[seriesKey]*series
@@ -147,6 +148,10 @@ func NewMetrics(b BuildInfo) *Metrics {
 		Name: "pomerium_authorize_evaluator_evaluation_duration", Help: "Time of one decision, in milliseconds.",
 		ConstLabels: prometheus.Labels{"service": b.Service},
 		Buckets:     []float64{0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5, 10, 100, 1000}}))
+
+	for i, name := range []string{"evaluations", "would_allow", "would_deny"} {
+		m.shadow[i] = counter("postern_policy_shadow_"+name+"_total", shadowHelp[i], "route")
+	}
 
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
@@ -298,6 +303,28 @@ func (m *Metrics) ObserveDecision(v Verdict, took time.Duration) {
 	}
 	m.extAuthz[v].Inc()
 	m.evaluationDuration.Observe(float64(took) / 1e6)
+}
+
+var shadowHelp = [3]string{
+	"Requests that a shadow policy was asked about.",
+	"Requests refused that the shadow policy would have let in.",
+	"Requests let in that the shadow policy would have refused.",
+}
+
+// ObserveShadow counts one evaluation of a route's shadow policy (route is the
+// route's id): whether it would have let in what was refused, or refused what
+// was let in.
+func (m *Metrics) ObserveShadow(route string, wouldAllow, wouldDeny bool) {
+	if m == nil {
+		return
+	}
+	m.shadow[0].WithLabelValues(route).Inc()
+	if wouldAllow {
+		m.shadow[1].WithLabelValues(route).Inc()
+	}
+	if wouldDeny {
+		m.shadow[2].WithLabelValues(route).Inc()
+	}
 }
 
 // Registry gives the registry, for metrics of other parts.
