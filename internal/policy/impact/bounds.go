@@ -94,7 +94,7 @@ func (s *Space) constraint() ref {
 		if a.use == nil {
 			continue
 		}
-		if session, ok := s.byKey[sessionKey]; ok && a.use.Criterion.Identity {
+		if session, ok := s.byKey[sessionKey]; ok && (a.use.Criterion.Identity || a.use.Criterion.Name == "record") && !a.missing {
 			possible = s.d.and(possible, s.d.or(s.d.not(s.d.atom(i)), s.d.atom(session)))
 		}
 		if a.missing {

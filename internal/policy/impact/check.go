@@ -26,8 +26,9 @@ func Check(p *policy.Policy) []policy.Problem {
 		return nil
 	}
 	s := NewSpace()
-	s.atom(sessionKey, atom{text: "somebody is signed in", session: true})
-	r, k := &Route{}, &Known{In: &policy.Input{}, open: true}
+	s.signedIn()
+	// Whatever a route may be: nothing is ruled out by its kind.
+	r, k := &Route{MCP: true, ClientCAs: true}, &Known{In: &policy.Input{}, open: true, anyRoute: true}
 	rules := make([]rule, len(list))
 	for i := range list {
 		rules[i] = rule{p, &list[i], s.rule(&list[i], r, k)}

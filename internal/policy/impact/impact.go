@@ -46,8 +46,15 @@ type Known struct {
 	Method, Path, IP, Now, Headers          bool
 	Certificate, Devices, MCP, SSH, Records bool
 
-	open bool // nothing is known, not even of the person
+	// Person: id and e-mail address are known, claims and groups are not.
+	Person bool
+
+	open     bool // nothing is known, not even of the person
+	anyRoute bool // nor what kind of route it is
 }
+
+// Anybody is knowing nothing: who somebody is becomes a part of the condition.
+func Anybody() *Known { return &Known{In: &policy.Input{}, open: true} }
 
 // KnownOf gives what is known of a person before any request.
 func KnownOf(p *Person) *Known {
@@ -63,7 +70,22 @@ func KnownOf(p *Person) *Known {
 func (k *Known) decides(u *policy.Use, r *Route) bool {
 	name := u.Criterion.Name
 	if k.open {
-		return name == "accept" || name == "reject" || name == "pomerium_routes"
+		switch name {
+		case "accept", "reject", "pomerium_routes":
+			return true
+		case "mcp_tool":
+			return !r.MCP
+		case "invalid_client_certificate":
+			return !r.ClientCAs
+		case "http_method", "http_path", "cors_preflight", "client_certificate":
+			return r.SSH
+		case "ssh_username", "ssh_publickey", "ssh_ca":
+			return !r.SSH && !k.anyRoute
+		}
+		return false
+	}
+	if k.Person && k.In.HasSession && (name == "claim" || name == "groups") {
+		return false
 	}
 	switch name {
 	case "accept", "reject", "authenticated_user", "user", "email", "domain", "claim", "groups":
@@ -140,10 +162,16 @@ func (s *Space) use(u *policy.Use, r *Route, k *Known) (a answer) {
 		return a
 	}
 	a.ok = s.criterion(u)
+	if k.open && (u.Criterion.Identity || u.Criterion.Name == "record") {
+		a.reasons[signIn] = s.d.not(s.signedIn())
+	}
 	switch u.Criterion.Name {
 	case "device":
 		// False is either no device or a wrong one; an atom of its own tells.
 		a.reasons[device] = s.d.but(s.noDevice(u), a.ok)
+		if k.open {
+			a.reasons[device] = s.d.and(a.reasons[device], s.signedIn())
+		}
 	case "invalid_client_certificate":
 		a.reasons[certificate] = a.ok
 	case "ssh_publickey", "ssh_ca":
@@ -225,9 +253,10 @@ type Access struct {
 
 // RuleRef names a rule by its place.
 type RuleRef struct {
-	File         string `json:"file,omitempty"`
-	Line, Column int
-	Path         string `json:"path"`
+	File   string `json:"file,omitempty"`
+	Line   int    `json:"line,omitempty"`
+	Column int    `json:"column,omitempty"`
+	Path   string `json:"path"`
 }
 
 func (r *rule) ref() RuleRef {

@@ -144,12 +144,14 @@ func randomRequest(r *rand.Rand, p *Person) *policy.Input {
 func TestAgreesWithBruteForce(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 1))
 	people := []*Person{ada, eve, non, {ID: "", Email: "ada@example.com"}}
-	const policies, requests = 3000, 12
+	const policies, requests = 2000, 12
 	compared, decided, differing := 0, 0, 0
 	for range policies {
 		texts := []string{randomPolicy(r), randomPolicy(r)}
 		s := NewSpace()
 		routes := []*Route{{Set: set(t, texts[0]), MCP: true, ClientCAs: true}, {Set: set(t, texts[1]), MCP: true, ClientCAs: true}}
+		open := NewSpace()
+		anybody := []Access{open.Access(routes[0], Anybody()), open.Access(routes[1], Anybody())}
 		for _, p := range people {
 			a := []Access{s.Access(routes[0], KnownOf(p)), s.Access(routes[1], KnownOf(p))}
 			gained, lost := a[1].But(a[0].Condition), a[0].But(a[1].Condition)
@@ -163,6 +165,9 @@ func TestAgreesWithBruteForce(t *testing.T) {
 					compared++
 					if got := a[i].Holds(in); got != allowed[i] {
 						t.Fatalf("%s: %s for %q says %v, but the evaluator %v", texts[i], a[i], p.Email, got, allowed[i])
+					}
+					if any := anybody[i]; any.Holds(in) != allowed[i] || any.Never() && allowed[i] || any.Always() && !allowed[i] {
+						t.Fatalf("%s: %s for anybody, but %q gets %v", texts[i], any, p.Email, allowed[i])
 					}
 					if a[i].Always() && !allowed[i] || a[i].Never() && allowed[i] {
 						t.Fatalf("%s: %s for %q, but a request gets %v", texts[i], a[i], p.Email, allowed[i])

@@ -47,6 +47,10 @@ func (s *Space) atom(key string, a atom) ref {
 	return s.d.atom(i)
 }
 
+func (s *Space) signedIn() ref {
+	return s.atom(sessionKey, atom{text: "somebody is signed in", session: true})
+}
+
 func (s *Space) criterion(u *policy.Use) ref {
 	text := useText(u)
 	return s.atom(text, atom{text: text, use: u})

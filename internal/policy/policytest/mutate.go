@@ -49,6 +49,7 @@ const maxMutants = 2000
 // Mutate puts the cases of the documents to broken variants of their
 // policies. Documents with a failing case are left out: they catch everything.
 func Mutate(docs []*Document, opts Options) Mutation {
+	opts.Evaluator = Local{} // hundreds of variants: no need for a store in each
 	m := Mutation{Equivalent: []Mutant{}, Survivors: []Mutant{}}
 	for _, d := range docs {
 		if d.Invalid != nil || d.LoadError != nil || len(d.Cases) == 0 || !passes(d, opts) {
