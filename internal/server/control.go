@@ -92,7 +92,10 @@ func listenControl(path string) (net.Listener, error) {
 	if c, err := net.DialTimeout("unix", path, time.Second); err == nil {
 		c.Close()
 		return nil, fmt.Errorf("control socket: another postern answers at %s; stop it, or set control_address or data_dir to another place", path)
-	} else if _, statErr := os.Stat(path); statErr == nil {
+	} else if fi, statErr := os.Lstat(path); statErr == nil {
+		if fi.Mode()&os.ModeSocket == 0 {
+			return nil, fmt.Errorf("control socket: there is something else at %s; set control_address to a path of its own", path)
+		}
 		if err := os.Remove(path); err != nil {
 			return nil, fmt.Errorf("control socket: %s was left behind and cannot be removed: %w", path, err)
 		}
@@ -123,6 +126,8 @@ func startControl(s *Server, path string) (*control, error) {
 	mux.HandleFunc("POST /v1/reload", c.reload)
 	mux.HandleFunc("GET /v1/sessions", c.sessions)
 	mux.HandleFunc("POST /v1/sessions/revoke", c.revoke)
+	mux.HandleFunc("GET /v1/people", c.people)
+	mux.HandleFunc("POST /v1/explain", c.explain)
 	mux.HandleFunc("GET /v1/users", c.users)
 	mux.HandleFunc("PUT /v1/users", c.putUser)
 	mux.HandleFunc("DELETE /v1/users", c.deleteUser)
