@@ -33,7 +33,8 @@ type generation struct {
 	pool    *upstream.Pool
 	authn   *authn.Service
 	tls     func(*tls.ClientHelloInfo) (*tls.Config, error)
-	stop    func() // ends what runs in its background
+	start   func() // begins what runs in its background, once it is to serve
+	stop    func() // ends that; nil before start
 	touched func(*session.Caller)
 }
 
@@ -71,7 +72,8 @@ func ControlPath(cfg *config.Config) string {
 	return ""
 }
 
-// build makes a generation. Whatever it starts is ended by its stop.
+// build makes a generation. Nothing of it acts before its start: it may yet be
+// refused.
 func (s *Server) build(ctx context.Context, cfg *config.Config, previous *generation) (*generation, error) {
 	c, problems := compile(cfg)
 	if config.Fatal(problems) {
@@ -81,6 +83,7 @@ func (s *Server) build(ctx context.Context, cfg *config.Config, previous *genera
 		return nil, problemList(c.later)
 	}
 	s.report(problems)
+	c.printTo(s.log)
 	keys, err := s.keys(cfg)
 	if err != nil {
 		return nil, err
@@ -192,16 +195,18 @@ func (s *Server) build(ctx context.Context, cfg *config.Config, previous *genera
 		g.proxy.ClientCertificate = certificates.VerifyClient
 	}
 
-	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		if err := service.SyncAccounts(run); err != nil && run.Err() == nil {
-			s.log.Warn("local accounts could not be brought in line with local_users_file; it is tried again", "error", err)
-		}
-		_ = service.Run(run)
-	}()
-	g.stop = func() { cancel(); <-done }
+	g.start = func() {
+		run, cancel := context.WithCancel(context.WithoutCancel(ctx))
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			if err := service.SyncAccounts(run); err != nil && run.Err() == nil {
+				s.log.Warn("local accounts could not be brought in line with local_users_file; it is tried again", "error", err)
+			}
+			_ = service.Run(run)
+		}()
+		g.stop = func() { cancel(); <-done }
+	}
 	return g, nil
 }
 

@@ -418,10 +418,10 @@ func (s *Server) apply(ctx context.Context, cfg *config.Config) error {
 	}
 	commit, err := s.doors.prepare(s, g)
 	if err != nil {
-		g.stop()
 		g.pool.Close()
 		return err
 	}
+	g.start()
 	s.current.Store(g)
 	commit()
 	s.number = g.number
