@@ -64,7 +64,7 @@ func (c AccountChange) Apply(list []session.LocalAccount) ([]session.LocalAccoun
 	if c.Groups != nil {
 		a.Groups = c.Groups
 	}
-	a.Disabled = c.Disabled
+	a.Disabled = a.Disabled || c.Disabled // a new password opens nothing
 	if c.Password != "" {
 		hash, err := identity.HashPassword(c.Password)
 		if err != nil {
@@ -112,6 +112,18 @@ func (c *control) localAccounts(ctx context.Context) ([]session.LocalAccount, er
 	return out, nil
 }
 
+// syncAccounts lets a change of accounts count at once, before the answer: who
+// was removed or disabled is signed out.
+func (s *Server) syncAccounts(ctx context.Context) {
+	g := s.current.Load()
+	if g == nil {
+		return
+	}
+	if err := g.authn.SyncAccounts(context.WithoutCancel(ctx)); err != nil {
+		s.log.Warn("changed accounts do not count everywhere yet; it is tried again", "error", err)
+	}
+}
+
 // putUser creates or changes an account. The first account of an installation
 // comes this way only (decision 15).
 func (c *control) putUser(w http.ResponseWriter, r *http.Request) {
@@ -143,6 +155,7 @@ func (c *control) putUser(w http.ResponseWriter, r *http.Request) {
 	case err != nil:
 		refuse(w, http.StatusServiceUnavailable, err)
 	default:
+		c.s.syncAccounts(r.Context())
 		answer(w, map[string]string{"id": changed[i].ID})
 	}
 }
@@ -167,5 +180,6 @@ func (c *control) deleteUser(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusServiceUnavailable, err)
 		return
 	}
+	c.s.syncAccounts(r.Context())
 	answer(w, map[string]bool{"ok": true})
 }
