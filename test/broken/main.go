@@ -123,7 +123,7 @@ func baseline(rows []row, jobs int) (failed int) {
 
 // goTest runs the tests of pkg that match, linked without debug information.
 func goTest(pkg, match string, flags ...string) (string, error) {
-	args := append([]string{"test", "-count=1", "-vet=off", "-ldflags=-s -w", "-timeout=120s", "-run", match}, flags...)
+	args := append([]string{"test", "-count=1", "-vet=off", "-ldflags=-s -w", "-timeout=60s", "-run", match}, flags...)
 	out, err := exec.Command("go", append(args, pkg)...).CombinedOutput()
 	return string(out), err
 }
