@@ -69,7 +69,7 @@ type SubPolicy struct {
 	AllowedUsers     []string         `key:"allowed_users" status:"acts" doc:"As the route's allowed_users."`
 	AllowedDomains   []string         `key:"allowed_domains" status:"acts" doc:"As the route's allowed_domains."`
 	AllowedIDPClaims map[string][]any `key:"allowed_idp_claims" status:"acts" doc:"As the route's allowed_idp_claims."`
-	Rego             []string         `key:"rego" narrows:"true" status:"accepted" doc:"Rules in Rego."`
+	Rego             []string         `key:"rego" status:"acts" doc:"Scripts in Rego, each a policy of its own; v0 syntax unless they import rego.v1."`
 	SourcePPL        string           `key:"source_ppl" narrows:"true" status:"acts" doc:"The policy document, as text."`
 	Explanation      string           `key:"explanation" status:"acts" doc:"Told on the denied page: why."`
 	Remediation      string           `key:"remediation" status:"acts" doc:"Told on the denied page: what to do."`

@@ -175,6 +175,7 @@ func (e *Engine) Decide(ctx context.Context, req *Request) Decision {
 type scratch struct {
 	in     policy.Input
 	view   exchange.View
+	env    *Env
 	engine *Engine
 	ctx    context.Context
 	// Made once with the scratch, so that a decision makes no closure.
@@ -186,15 +187,16 @@ type scratch struct {
 var scratchPool = sync.Pool{New: func() any {
 	s := &scratch{}
 	s.header = func(name string) string { return s.view.Header(name) }
-	s.eachHeader = func(yield func(name, value string) bool) { s.view.Headers()(yield) }
+	s.eachHeader = s.scriptHeaders
 	s.recordByID = func(typ, id string) (map[string]any, error) { return s.engine.recordByID(s.ctx, typ, id) }
 	return s
 }}
 
 // fill describes a request to the policy.
 func (s *scratch) fill(ctx context.Context, e *Engine, req *Request, w *who, now time.Time) {
-	s.view, s.engine, s.ctx = req.View, e, ctx
+	s.view, s.env, s.engine, s.ctx = req.View, req.Env, e, ctx
 	fillInput(&s.in, req, w, now)
+	s.in.RawQuery = foreignQuery(s.in.RawQuery)
 	s.in.Header, s.in.EachHeader, s.in.RecordByID = s.header, s.eachHeader, s.recordByID
 	if e.external != nil {
 		e.external(&s.in)
@@ -203,7 +205,7 @@ func (s *scratch) fill(ctx context.Context, e *Engine, req *Request, w *who, now
 
 // release gives the memory back, empty.
 func (s *scratch) release() {
-	s.in, s.view, s.engine, s.ctx = policy.Input{}, nil, nil, nil
+	s.in, s.view, s.env, s.engine, s.ctx = policy.Input{}, nil, nil, nil, nil
 	scratchPool.Put(s)
 }
 

@@ -86,3 +86,53 @@ func snake(name string) string {
 	}
 	return b.String()
 }
+
+// scriptHeaders gives the header lines that scripts may see: all but the
+// credentials of Postern itself, for a script may print or send what it sees.
+func (s *scratch) scriptHeaders(yield func(name, value string) bool) {
+	for name, value := range s.view.Headers() {
+		switch {
+		case strings.EqualFold(name, "X-Pomerium-Authorization"):
+			continue
+		case strings.EqualFold(name, "Authorization") && authorizationIsOurs(s.view):
+			continue
+		case strings.EqualFold(name, "Cookie"):
+			if value = foreignCookies(value, &s.env.cookies); value == "" {
+				continue
+			}
+		}
+		if !yield(name, value) {
+			return
+		}
+	}
+}
+
+// foreignCookies is a Cookie header without Postern's own.
+func foreignCookies(header string, names *session.CookieNames) string {
+	var kept []string
+	for pair := range strings.SplitSeq(header, ";") {
+		pair = strings.TrimSpace(pair)
+		if name, _, _ := strings.Cut(pair, "="); pair != "" && !names.Ours(strings.TrimSpace(name)) {
+			kept = append(kept, pair)
+		}
+	}
+	return strings.Join(kept, "; ")
+}
+
+// foreignQuery is a query without the session that a program may put there.
+func foreignQuery(query string) string {
+	ours := false
+	eachSessionParam(query, func(string) { ours = true })
+	if !ours {
+		return query
+	}
+	var kept []string
+	for pair := range strings.SplitSeq(query, "&") {
+		pairIsOurs := false
+		eachSessionParam(pair, func(string) { pairIsOurs = true })
+		if !pairIsOurs {
+			kept = append(kept, pair)
+		}
+	}
+	return strings.Join(kept, "&")
+}

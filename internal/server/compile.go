@@ -34,6 +34,8 @@ type compiled struct {
 	// later are settings that this version cannot serve: validate tells them,
 	// the start refuses.
 	later []config.Problem
+	// scripts is where custom scripts are compiled; the first one makes it.
+	scripts scripts
 }
 
 // Check compiles a configuration and gives everything that is wrong with it
@@ -124,7 +126,7 @@ func compile(cfg *config.Config) (*compiled, []config.Problem) {
 	var routes []*route.Route
 	var tunnels []string
 	for _, r := range cfg.Routes {
-		rt, more := compileRoute(cfg, r, providerID)
+		rt, more := c.compileRoute(cfg, r, providerID)
 		problems = append(problems, more...)
 		if rt == nil {
 			continue
@@ -213,7 +215,7 @@ func providerSettings(cfg *config.Config, signIn *url.URL) identity.Settings {
 }
 
 // compileRoute makes one route with its policies.
-func compileRoute(cfg *config.Config, r *config.Route, providerID string) (*route.Route, []config.Problem) {
+func (c *compiled) compileRoute(cfg *config.Config, r *config.Route, providerID string) (*route.Route, []config.Problem) {
 	var problems []config.Problem
 	fail := func(err error) {
 		problems = append(problems, config.Problem{File: r.File, Line: r.Line, Column: r.Column, Path: r.Path(), Message: err.Error()})
@@ -248,7 +250,7 @@ func compileRoute(cfg *config.Config, r *config.Route, providerID string) (*rout
 	}
 	attach(route.Attached{Policy: r.Compiled})
 	for i, sub := range r.Authz.SubPolicies {
-		a, more := subPolicy(sub, fmt.Sprintf("%s.sub_policies[%d]", r.Path(), i), r)
+		a, more := c.subPolicy(sub, fmt.Sprintf("%s.sub_policies[%d]", r.Path(), i), r)
 		problems = append(problems, more...)
 		for _, x := range a {
 			attach(x)
@@ -263,9 +265,9 @@ func compileRoute(cfg *config.Config, r *config.Route, providerID string) (*rout
 	return rt, problems
 }
 
-// subPolicy compiles a shared policy: its document, and its short lists as one
-// more allow rule under the same id.
-func subPolicy(sub authz.SubPolicy, path string, r *config.Route) ([]route.Attached, []config.Problem) {
+// subPolicy compiles a shared policy: its document, its scripts, and its short
+// lists as one more allow rule, all under the same id.
+func (c *compiled) subPolicy(sub authz.SubPolicy, path string, r *config.Route) ([]route.Attached, []config.Problem) {
 	var out []route.Attached
 	var problems []config.Problem
 	base := route.Attached{ID: sub.ID, Explanation: sub.Explanation, Remediation: sub.Remediation}
@@ -275,6 +277,15 @@ func subPolicy(sub authz.SubPolicy, path string, r *config.Route) ([]route.Attac
 		a := base
 		a.Policy = p
 		out = append(out, a)
+	}
+	for i, text := range sub.Rego {
+		p, more := c.script(text, fmt.Sprintf("%s.rego[%d]", path, i), r)
+		problems = append(problems, more...)
+		if p != nil {
+			a := base
+			a.Policy = p
+			out = append(out, a)
+		}
 	}
 	short, err := policy.Shortcuts{Domains: sub.AllowedDomains, Claims: sub.AllowedIDPClaims, Users: sub.AllowedUsers, FoldCase: true}.Policy()
 	if err != nil {

@@ -5,7 +5,6 @@ import (
 	"encoding/base64"
 	"encoding/pem"
 	"fmt"
-	"net"
 	"net/textproto"
 	"strings"
 
@@ -19,12 +18,6 @@ import (
 func inputOf(in *policy.Input) (ast.Value, error) {
 	b := builder{}
 	onSSH := in.SSH != nil
-	hostname := in.Host
-	if h, _, err := net.SplitHostPort(in.Host); err == nil {
-		hostname = h
-	} else {
-		hostname = strings.TrimSuffix(strings.TrimPrefix(hostname, "["), "]")
-	}
 	ip := ""
 	if in.ClientIP.IsValid() {
 		ip = in.ClientIP.String()
@@ -58,7 +51,7 @@ func inputOf(in *policy.Input) (ast.Value, error) {
 	request := ast.NewObject(
 		b.pair("method", in.Method),
 		b.pair("host", host),
-		b.pair("hostname", hostname),
+		b.pair("hostname", hostnameOf(in.Host)),
 		b.pair("path", in.Path),
 		b.pair("raw_path", in.RawPath),
 		b.pair("raw_query", in.RawQuery),
@@ -101,6 +94,16 @@ func inputOf(in *policy.Input) (ast.Value, error) {
 		[2]*ast.Term{ast.InternedTerm("mcp"), ast.NewTerm(call)},
 		[2]*ast.Term{ast.InternedTerm("is_valid_client_certificate"), ast.InternedTerm(in.CertificateState == policy.CertificateOK)},
 	), nil
+}
+
+// hostnameOf is an authority without port and brackets.
+func hostnameOf(authority string) string {
+	if inner, ok := strings.CutPrefix(authority, "["); ok {
+		inner, _, _ = strings.Cut(inner, "]")
+		return inner
+	}
+	name, _, _ := strings.Cut(authority, ":")
+	return name
 }
 
 func certificatePEM(c *x509.Certificate) string {
