@@ -3,13 +3,10 @@ package main
 import (
 	"crypto/rand"
 	"errors"
-	"fmt"
-	"os"
 
 	"github.com/spf13/cobra"
 
 	"postern/internal/authz"
-	"postern/internal/policy"
 	"postern/internal/policy/policytest"
 	"postern/internal/session"
 )
@@ -17,7 +14,7 @@ import (
 func policyCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "policy", Short: "Check and test policies", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
-	cmd.AddCommand(policyTestCommand(), policyCheckCommand())
+	cmd.AddCommand(policyTestCommand(), policyCheckCommand(), policyWhoCanCommand(), policyDiffCommand())
 	return cmd
 }
 
@@ -46,42 +43,8 @@ func policyTestCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&o.JSON, "json", false, "print one JSON object per case")
+	cmd.Flags().BoolVar(&o.Cover, "cover", false, "tell which rules and criteria no case reached")
+	cmd.Flags().BoolVar(&o.Mutate, "mutate", false, "put the cases to deliberately broken variants of the policies; exit 1 if one survives")
 	cmd.Flags().BoolVarP(&o.Verbose, "verbose", "v", false, "print passed cases and their reasons too")
-	return cmd
-}
-
-// policyCheckCommand reads policy documents and tells errors and warnings
-// (policy-language.md §12).
-func policyCheckCommand() *cobra.Command {
-	var strict bool
-	cmd := &cobra.Command{
-		Use: "check FILE...", Short: "Check policy documents for errors and likely mistakes",
-		RunE: func(cmd *cobra.Command, files []string) error {
-			if len(files) == 0 {
-				return usageError{errors.New("postern policy check: give at least one policy file")}
-			}
-			bad := false
-			for _, file := range files {
-				text, err := os.ReadFile(file)
-				if err != nil {
-					return usageError{err}
-				}
-				_, warnings, err := policy.Parse(file, text, policy.Options{})
-				if err != nil {
-					bad = true
-					fmt.Fprintln(cmd.OutOrStdout(), err)
-				}
-				for _, w := range warnings {
-					bad = bad || strict
-					fmt.Fprintf(cmd.OutOrStdout(), "%s (warning)\n", w)
-				}
-			}
-			if bad {
-				return exitCode(1)
-			}
-			return nil
-		},
-	}
-	cmd.Flags().BoolVar(&strict, "strict", false, "warnings are errors")
 	return cmd
 }
