@@ -20,10 +20,9 @@ type Question struct {
 	URL     string // https://host/path?query
 	IP      netip.Addr
 	Headers []exchange.Field
-	// Certificate is the client certificate presented, taken as trusted; nil:
-	// none. ClientCAs tells that one may be asked for at all.
+	// Certificate is the client certificate presented, nil: none. Whether it is
+	// trusted is for the asker to say, in the View's Peer.
 	Certificate *x509.Certificate
-	ClientCAs   bool
 	RequestID   string
 	// Paths are the path options of the installation.
 	Paths exchange.PathOptions
@@ -65,14 +64,8 @@ func (q *Question) View() (exchange.View, error) {
 		return nil, fmt.Errorf("%q: %w", q.URL, err)
 	}
 	v.peer = exchange.Peer{ClientIP: q.IP, Direct: netip.AddrPortFrom(q.IP, 0), Secure: scheme == "https"}
-	switch {
-	case q.Certificate != nil:
+	if q.Certificate != nil {
 		v.peer.Certificates = []*x509.Certificate{q.Certificate}
-		v.peer.CertificateState = exchange.CertificateValid
-	case q.ClientCAs:
-		v.peer.CertificateState = exchange.CertificateMissing
-	default:
-		v.peer.CertificateState = exchange.CertificateNotAsked
 	}
 	return v, nil
 }

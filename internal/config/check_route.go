@@ -340,7 +340,7 @@ func (d *decoder) checkRouteExtra(r *Route, p string) {
 		}
 	}
 	if r.Extra.ShadowPolicy != nil {
-		d.policyAt(r.Extra.ShadowPolicy, p+"shadow_policy")
+		r.Shadow = d.policyAt(r.Extra.ShadowPolicy, p+"shadow_policy")
 	}
 	for i, sub := range r.Authz.SubPolicies {
 		if sub.SourcePPL != "" {

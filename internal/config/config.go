@@ -102,6 +102,8 @@ type Route struct {
 	// than the policy language; each nil if there is none.
 	Compiled  *policy.Policy
 	Shortcuts *policy.Policy
+	// Shadow is the route's shadow_policy compiled, or nil.
+	Shadow *policy.Policy
 }
 
 // Path names the route in problems, such as routes[3].

@@ -31,7 +31,6 @@ import (
 	"postern/internal/exchange"
 	"postern/internal/pages"
 	"postern/internal/route"
-	"postern/internal/session"
 	"postern/internal/telemetry"
 	"postern/internal/upstream"
 )
@@ -358,7 +357,7 @@ func (c *call) refuse() {
 		page.CertificateFailed = len(c.view.peer.Certificates) > 0
 		if rt != nil && rt.ShowErrorDetails {
 			page.ShowDetails = true
-			page.Denial = DenialOf(d)
+			page.Denial = DenialOf(d, false)
 		}
 	}
 	c.failWith(page, "ext_authz_denied")
@@ -395,54 +394,6 @@ func denialKind(status int) pages.ErrorKind {
 		return pages.ClientCertificate
 	}
 	return pages.Denied
-}
-
-// DenialOf is what a refusal page tells besides to those who may know: on
-// routes with show_error_details, and to administrators.
-func DenialOf(d *authz.Decision) pages.Denial {
-	var out pages.Denial
-	for _, reason := range d.Why.Names() {
-		c := pages.ConditionFor(reason)
-		c.Saw = saw(d.Caller, c.Noun)
-		out.Conditions = append(out.Conditions, c)
-	}
-	for _, r := range d.Details {
-		out.Policies = append(out.Policies, pages.PolicyWords{
-			ID: r.ID, Denied: r.Denied, Allowed: r.Allowed,
-			Explanation: r.Explanation, Remediation: r.Remediation,
-		})
-	}
-	return out
-}
-
-// saw gives what is known of the caller that a condition of this kind looks
-// at: nil where nothing is worth telling, empty where there is nothing.
-func saw(c *session.Caller, noun string) []string {
-	if c.Anonymous() {
-		return nil
-	}
-	switch noun {
-	case "group":
-		out := []string{}
-		if c.Directory != nil {
-			for _, id := range c.Directory.GroupIDs {
-				name := id
-				for _, g := range c.Groups {
-					if g != nil && g.ID == id && g.Name != "" {
-						name = g.Name
-					}
-				}
-				out = append(out, name)
-			}
-		}
-		return out
-	case "email", "email domain":
-		if e := c.Email(); e != "" {
-			return []string{e}
-		}
-		return []string{}
-	}
-	return nil
 }
 
 // fail answers with an error that the door itself found.

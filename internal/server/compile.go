@@ -257,6 +257,16 @@ func (c *compiled) compileRoute(cfg *config.Config, r *config.Route, providerID 
 		}
 	}
 	attach(route.Attached{Policy: r.Shortcuts})
+	if r.Shadow != nil {
+		// As the route would be with shadow_policy in the place of policy: all
+		// else that decides stays.
+		s.Shadow = []route.Attached{{Policy: r.Shadow}}
+		for _, a := range s.Policies {
+			if a.Policy != r.Compiled {
+				s.Shadow = append(s.Shadow, a)
+			}
+		}
+	}
 	rt, err := route.New(s)
 	if err != nil {
 		fail(err)

@@ -40,6 +40,7 @@ func (s *Server) endpoints(cfg *config.Config, c *compiled, service *authn.Servi
 	for _, path := range renderer.AssetPaths() {
 		list = append(list, proxy.Endpoint{Path: path, Handler: func(w http.ResponseWriter, r *http.Request, _ *session.Caller) { renderer.ServeAsset(w, r) }})
 	}
+	list = append(list, s.explainEndpoint(c, renderer))
 	list = append(list, s.portal(cfg, c, env, keys, renderer)...)
 	return proxy.NewEndpoints(list...)
 }
@@ -56,7 +57,7 @@ func (s *Server) decorate(c *compiled) func(*pages.ErrorPage, exchange.View, *ro
 		p.AccountURL = portal.PathAccount
 		p.OtherAccountURL = "/.pomerium/sign_out"
 		if p.Kind == pages.Denied && !p.ShowDetails && authz.Satisfies(c.admin, d.Caller, time.Now()) {
-			p.ShowDetails, p.Denial = true, proxy.DenialOf(d)
+			p.ShowDetails, p.Denial = true, proxy.DenialOf(d, true)
 		}
 	}
 }
