@@ -1,7 +1,7 @@
 # What each target is for stands in CONTRIBUTING.md.
 GO      ?= go
 BIN     := $(CURDIR)/.bin
-PKGS    := ./cmd/... ./internal/... ./test/house/... ./test/docs/...
+PKGS    := ./cmd/... ./internal/... ./test/house/... ./test/docs/... ./test/broken/... ./test/security/...
 RACE    := ./internal/record/... ./internal/store/... ./internal/authz/... ./internal/authn/... ./internal/proxy/... ./internal/upstream/... ./internal/server/...
 FUZZTIME ?= 60s
 
@@ -12,7 +12,7 @@ check: $(BIN)/staticcheck
 	@bad=$$(gofmt -l cmd internal test bench 2>/dev/null); if [ -n "$$bad" ]; then echo "gofmt would change:"; echo "$$bad"; exit 1; fi
 	$(GO) vet ./...
 	$(BIN)/staticcheck ./...
-	$(GO) test -count=1 ./test/house
+	$(GO) test -count=1 ./test/house ./test/broken
 	$(GO) test $(PKGS)
 
 $(BIN)/staticcheck: test/tools/lint/go.mod

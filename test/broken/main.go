@@ -9,9 +9,11 @@
 //	go run ./test/broken            all rows
 //	go run ./test/broken -run cve   rows whose name matches
 //	go run ./test/broken -n         only check that every change still applies
+//	go run ./test/broken -table     the table of docs/security-tests.md
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -30,6 +32,7 @@ import (
 // row is one break.json.
 type row struct {
 	Name    string   `json:"-"`
+	Row     string   `json:"row"`     // "CVE-2023-33189", or the name of a class of ours
 	Why     string   `json:"why"`     // the class of bug, in one line
 	Package string   `json:"package"` // "./internal/proxy"
 	Test    string   `json:"test"`    // name of the test that must fail
@@ -46,6 +49,7 @@ type change struct {
 func main() {
 	match := flag.String("run", "", "regexp: only rows whose name matches")
 	check := flag.Bool("n", false, "only check that every change applies to the current source")
+	print := flag.Bool("table", false, "print the table of docs/security-tests.md")
 	jobs := flag.Int("j", min(2, runtime.NumCPU()), "rows built at once")
 	flag.Parse()
 	rows, err := load("test/broken", *match)
@@ -56,6 +60,10 @@ func main() {
 	if len(rows) == 0 {
 		fmt.Fprintln(os.Stderr, "broken: no row matches")
 		os.Exit(1)
+	}
+	if *print {
+		fmt.Print(table(rows))
+		return
 	}
 	failed := 0
 	if !*check {
@@ -154,8 +162,8 @@ func load(dir, match string) ([]row, error) {
 		if err := dec.Decode(&r); err != nil {
 			return nil, fmt.Errorf("%s: %v", f, err)
 		}
-		if r.Test == "" || r.Package == "" || len(r.Changes) == 0 {
-			return nil, fmt.Errorf("%s: package, test and changes are required", f)
+		if r.Row == "" || r.Why == "" || r.Test == "" || r.Package == "" || len(r.Changes) == 0 {
+			return nil, fmt.Errorf("%s: row, why, package, test and changes are required", f)
 		}
 		rows = append(rows, r)
 	}
@@ -219,6 +227,28 @@ func (r row) run() error {
 		return fmt.Errorf("the broken build fails in another way:\n%s", tail(out, 15))
 	}
 	return nil
+}
+
+// table is the part of docs/security-tests.md that is made from the rows:
+// published holes by number, then classes of our own by name.
+func table(rows []row) string {
+	rows = slices.Clone(rows)
+	slices.SortStableFunc(rows, func(a, b row) int {
+		pa, pb := strings.HasPrefix(a.Row, "CVE-"), strings.HasPrefix(b.Row, "CVE-")
+		switch {
+		case pa != pb && pa:
+			return -1
+		case pa != pb:
+			return 1
+		}
+		return cmp.Or(strings.Compare(a.Row, b.Row), strings.Compare(a.Name, b.Name))
+	})
+	var b strings.Builder
+	b.WriteString("|Row|What the broken build does|Test that notices|Broken build|\n|-|-|-|-|\n")
+	for _, r := range rows {
+		fmt.Fprintf(&b, "|%s|%s|`%s` in `%s`|[%s](../test/broken/%s/break.json)|\n", r.Row, r.Why, r.Test, strings.TrimPrefix(r.Package, "./"), r.Name, r.Name)
+	}
+	return b.String()
 }
 
 func tail(s string, lines int) string {
