@@ -388,23 +388,31 @@ func (d *decoder) checkFeatures() {
 	}
 }
 
-// policyAt compiles a policy document and takes over what is wrong with it.
+// policyAt compiles a policy document, or gives the one of an equal document,
+// and takes over what is wrong with it.
 func (d *decoder) policyAt(n *yaml.Node, path string) *policy.Policy {
 	at := d.at(path)
-	p, warnings, err := policy.ParseNode(at.file, n, policy.Options{FoldCase: true, Path: path})
-	take := func(found []policy.Problem, level Level) {
-		for _, w := range found {
-			d.add(Problem{File: w.File, Line: w.Line, Column: w.Column, Path: w.Path, Message: w.Message, Level: level})
-		}
+	key := policyKey(n)
+	if key != "" {
+		key = at.file + "\n" + key
 	}
-	take(warnings, LevelWarning)
-	if err != nil {
-		if many, ok := err.(policy.Problems); ok {
-			take(many, LevelFatal)
-		} else {
-			d.bad(path, err.Error(), "see the policy reference")
+	return d.shared.find(key, func() (*policy.Policy, bool) {
+		p, warnings, err := policy.ParseNode(at.file, n, policy.Options{FoldCase: true, Path: path})
+		take := func(found []policy.Problem, level Level) {
+			for _, w := range found {
+				d.add(Problem{File: w.File, Line: w.Line, Column: w.Column, Path: w.Path, Message: w.Message, Level: level})
+			}
 		}
-		return nil
-	}
-	return p
+		take(warnings, LevelWarning)
+		if err != nil {
+			if many, ok := err.(policy.Problems); ok {
+				take(many, LevelFatal)
+			} else {
+				d.bad(path, err.Error(), "see the policy reference")
+			}
+			return nil, false
+		}
+		// What warns on a public route tells places, too.
+		return p, len(warnings) == 0 && len(p.WarningsIfPublic()) == 0
+	})
 }

@@ -253,11 +253,13 @@ func (d *decoder) checkAccess(r *Route, p string) {
 		Public: a.AllowPublicUnauthenticatedAccess, CORSPreflight: a.CORSAllowPreflight, AnyUser: a.AllowAnyAuthenticatedUser,
 		Domains: a.AllowedDomains, Claims: a.AllowedIDPClaims, Users: a.AllowedUsers, FoldCase: true,
 	}
-	if s, err := shortcuts.Policy(); err != nil {
-		d.bad(p+"allowed_idp_claims", err.Error(), "")
-	} else {
-		r.Shortcuts = s
-	}
+	r.Shortcuts = d.shared.find(shortcutsKey(shortcuts), func() (*policy.Policy, bool) {
+		s, err := shortcuts.Policy()
+		if err != nil {
+			d.bad(p+"allowed_idp_claims", err.Error(), "")
+		}
+		return s, err == nil
+	})
 	if r.Authz.AssertionReuse != nil {
 		d.checkReuse(p+"assertion_reuse", *r.Authz.AssertionReuse)
 	}

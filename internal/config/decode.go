@@ -37,12 +37,13 @@ type decoder struct {
 	// budget bounds problems, so that a huge malformed document cannot fill
 	// memory with messages.
 	budget int
+	shared sharedPolicies
 }
 
 const maxProblems = 1000
 
 func newDecoder() *decoder {
-	d := &decoder{cfg: &Config{}, places: map[string]place{}, overruled: map[string]bool{}, budget: maxProblems}
+	d := &decoder{cfg: &Config{}, places: map[string]place{}, overruled: map[string]bool{}, budget: maxProblems, shared: sharedPolicies{}}
 	applyDefaults(reflect.ValueOf(d.cfg).Elem(), globalKeys())
 	d.cfg.Features.RuntimeFlags = make(map[string]bool, len(flagDefaults))
 	for name, v := range flagDefaults {
@@ -123,7 +124,7 @@ func applyDefaults(v reflect.Value, s *schema) {
 // parseDefault reads the declared default of a key, which must be valid.
 func (k *declared) parseDefault() {
 	v := reflect.New(k.typ).Elem()
-	d := &decoder{places: map[string]place{}, overruled: map[string]bool{}, budget: maxProblems}
+	d := &decoder{places: map[string]place{}, overruled: map[string]bool{}, budget: maxProblems, shared: sharedPolicies{}}
 	d.value(textNode(k.def), v, k, k.path)
 	if len(d.problems) > 0 {
 		panic("config: the default of " + k.path + " is not valid: " + d.problems[0].Message)

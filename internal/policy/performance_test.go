@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+
+	"go.yaml.in/yaml/v3"
 )
 
 const typicalPolicy = `
@@ -147,6 +149,28 @@ func BenchmarkParse(b *testing.B) {
 	for b.Loop() {
 		if _, _, err := Parse("policy.yaml", text, Options{}); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkCompileRoutes compiles the distinct policies of 10,000 routes, as
+// they stand in a document that is already read.
+func BenchmarkCompileRoutes(b *testing.B) {
+	trees := make([]*yaml.Node, 10_000)
+	for i := range trees {
+		text := strings.ReplaceAll(typicalPolicy, "grp-eng", fmt.Sprintf("grp-%d", i))
+		n := new(yaml.Node)
+		if err := yaml.Unmarshal([]byte(text), n); err != nil {
+			b.Fatal(err)
+		}
+		trees[i] = n.Content[0]
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		for _, n := range trees {
+			if _, _, err := ParseNode("config.yaml", n, Options{FoldCase: true, Path: "routes[0].policy"}); err != nil {
+				b.Fatal(err)
+			}
 		}
 	}
 }
