@@ -24,15 +24,17 @@ const maxExport = 256 << 20
 var exportLists = []struct{ key, typ string }{
 	{"users", session.UserType},
 	{"directory_users", session.DirectoryUserType},
-	{"directory_groups", session.DirectoryGroupType},
+	{"groups", session.DirectoryGroupType},
 	{"sessions", session.SessionType},
 	{"service_accounts", session.ServiceAccountType},
 }
 
-// ReadExport reads records from YAML or JSON: an object with the lists users,
-// directory_users, directory_groups, sessions and service_accounts. Each item
-// is a record's data with its id, and may have modified_at (RFC 3339). A list
-// records holds {type, id, modified_at, data} of any type.
+const exportForm = "users, directory_users, groups, sessions, service_accounts, records"
+
+// ReadExport reads records from YAML or JSON: a data file as People describes
+// it, which may also have the lists sessions and service_accounts, and
+// modified_at (RFC 3339) in each item. A list records holds {type, id,
+// modified_at, data} of any type.
 func ReadExport(text []byte) (*Export, error) {
 	r := &exportReader{Store: memory.New(), modified: map[[2]string]time.Time{}}
 	if len(text) > maxExport {
@@ -40,13 +42,13 @@ func ReadExport(text []byte) (*Export, error) {
 	}
 	var doc map[string][]map[string]any
 	if err := yaml.Unmarshal(text, &doc); err != nil {
-		return nil, fmt.Errorf("the data is not an object of lists (users, directory_users, directory_groups, sessions, service_accounts, records): %w", err)
+		return nil, fmt.Errorf("the data is not an object of lists (%s): %w", exportForm, err)
 	}
 	known := map[string]bool{"records": true}
 	for _, l := range exportLists {
 		known[l.key] = true
 		for i, item := range doc[l.key] {
-			if err := r.add(l.typ, item["id"], item["modified_at"], item); err != nil {
+			if err := r.addItem(l.typ, item); err != nil {
 				return nil, fmt.Errorf("%s[%d]: %w", l.key, i, err)
 			}
 		}
@@ -63,10 +65,30 @@ func ReadExport(text []byte) (*Export, error) {
 	}
 	for key := range doc {
 		if !known[key] {
-			return nil, fmt.Errorf("unknown list %q: use users, directory_users, directory_groups, sessions, service_accounts or records", key)
+			return nil, fmt.Errorf("unknown list %q: use %s", key, exportForm)
 		}
 	}
 	return &Export{r}, nil
+}
+
+// addItem takes an item of one of the lists, as a person may have written it.
+func (r *exportReader) addItem(typ string, item map[string]any) error {
+	id := item["id"]
+	if claims, ok := item["claims"].(map[string]any); ok {
+		item["claims"] = session.FlattenClaims(claims)
+	}
+	if typ == session.UserType {
+		if id == nil {
+			id = item["email"]
+		}
+		if groups, ok := item["groups"]; ok {
+			delete(item, "groups")
+			if err := r.add(session.DirectoryUserType, id, item["modified_at"], map[string]any{"group_ids": groups}); err != nil {
+				return err
+			}
+		}
+	}
+	return r.add(typ, id, item["modified_at"], item)
 }
 
 // exportReader keeps the times that the export gives, which a store would set
