@@ -226,14 +226,20 @@ func printChanges(w io.Writer, list []change) {
 	for _, c := range list {
 		who := cmp.Or(c.Who, "anybody")
 		times := ""
-		if c.Requests > 0 {
+		switch {
+		case c.Requests == 1:
+			times = " (1 request: " + c.Example + ")"
+		case c.Requests > 1:
 			times = fmt.Sprintf(" (%d requests, such as %s)", c.Requests, c.Example)
 		}
-		if c.Gains != "" {
-			fmt.Fprintf(w, "%s: %s gains: %s%s\n", c.Route, who, c.Gains, times)
-		}
-		if c.Loses != "" {
-			fmt.Fprintf(w, "%s: %s loses: %s%s\n", c.Route, who, c.Loses, times)
+		for _, x := range []struct{ verb, when string }{{"gains", c.Gains}, {"loses", c.Loses}} {
+			switch x.when {
+			case "":
+			case "always":
+				fmt.Fprintf(w, "%s: %s %s access%s\n", c.Route, who, x.verb, times)
+			default:
+				fmt.Fprintf(w, "%s: %s %s access, %s%s\n", c.Route, who, x.verb, x.when, times)
+			}
 		}
 	}
 }

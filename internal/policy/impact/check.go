@@ -44,7 +44,14 @@ func Check(p *policy.Policy) []policy.Problem {
 	for i := range rules {
 		ru := &rules[i]
 		if d.and(ru.ok, possible) == never {
-			if !slices.ContainsFunc(ru.Criteria, func(u policy.Use) bool { return u.Criterion.Name == "reject" }) {
+			switch {
+			case slices.ContainsFunc(ru.Criteria, func(u policy.Use) bool { return u.Criterion.Name == "reject" }):
+				// Somebody meant it.
+			case len(ru.Criteria) == 1 && (ru.Criteria[0].Criterion.Name == "date" || ru.Criteria[0].Criterion.Name == "time_of_day"):
+				// The parser told of the empty interval.
+			case len(ru.Criteria) == 1:
+				warn(ru, "this %s can never be true: no request is like its criterion; correct or remove it", ru.Operator)
+			default:
 				warn(ru, "this %s can never be true: its criteria contradict each other; remove it, or correct one of them", ru.Operator)
 			}
 			continue
