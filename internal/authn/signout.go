@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
+	"slices"
 
 	"postern/internal/identity"
 	"postern/internal/pages"
@@ -245,7 +246,17 @@ func (s *Service) EndSession(ctx context.Context, by record.Actor, id string) er
 	for _, rec := range children {
 		ids = append(ids, rec.ID)
 	}
-	return s.store.Delete(ctx, by, session.SessionType, ids...)
+	return s.deleteSessions(ctx, by, ids)
+}
+
+// deleteSessions deletes however many sessions there are, in batches.
+func (s *Service) deleteSessions(ctx context.Context, by record.Actor, ids []string) error {
+	for batch := range slices.Chunk(ids, record.MaxBatch) {
+		if err := s.store.Delete(ctx, by, session.SessionType, batch...); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // EndUserSessions deletes every session of a user and says how many there
@@ -259,10 +270,7 @@ func (s *Service) EndUserSessions(ctx context.Context, by record.Actor, userID s
 	for _, rec := range recs {
 		ids = append(ids, rec.ID)
 	}
-	if len(ids) == 0 {
-		return 0, nil
-	}
-	return len(ids), s.store.Delete(ctx, by, session.SessionType, ids...)
+	return len(ids), s.deleteSessions(ctx, by, ids)
 }
 
 // SignedOut answers /.pomerium/signed_out.
