@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"time"
@@ -270,9 +271,11 @@ func (c *control) revoke(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	if known > 0 {
-		if err := c.s.store.Delete(r.Context(), actorOf(r), session.SessionType, ids...); err != nil {
-			refuse(w, http.StatusServiceUnavailable, err)
-			return
+		for batch := range slices.Chunk(ids, record.MaxBatch) {
+			if err := c.s.store.Delete(r.Context(), actorOf(r), session.SessionType, batch...); err != nil {
+				refuse(w, http.StatusServiceUnavailable, err)
+				return
+			}
 		}
 	}
 	answer(w, map[string]int{"revoked": known})
