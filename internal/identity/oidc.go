@@ -218,7 +218,9 @@ func (p *OIDC) verify(ctx context.Context, m *metadata, raw string) (*oidc.IDTok
 	if len(raw) > 256<<10 {
 		return nil, nil, bad(errors.New("it is longer than 256 KiB"))
 	}
-	v := m.provider.VerifierContext(p.ctx(ctx), &oidc.Config{ClientID: p.clientID, Now: p.now, SkipIssuerCheck: m.templated()})
+	// The provider's own key set, not one for this call: keys are fetched for
+	// an unknown key id only, and once for all who wait.
+	v := m.provider.Verifier(&oidc.Config{ClientID: p.clientID, Now: p.now, SkipIssuerCheck: m.templated()})
 	id, err := v.Verify(p.ctx(ctx), raw)
 	if err != nil {
 		if isNetwork(err) {

@@ -1,6 +1,14 @@
 package identity
 
-import "testing"
+import (
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"postern/internal/identity/issuertest"
+	"postern/internal/session"
+)
 
 // TestSharedEndpointProvesTheDomain: where every tenant is answered for, a
 // claim that any tenant's administrator can have issued proves no address.
@@ -29,5 +37,51 @@ func TestSharedEndpointProvesTheDomain(t *testing.T) {
 				t.Errorf("email %q, claim %v, want %q", id.Email, id.Claims["email"], c.want)
 			}
 		})
+	}
+}
+
+// countKeys counts how often the key set is fetched.
+type countKeys struct {
+	next http.RoundTripper
+	n    atomic.Int64
+}
+
+func (c *countKeys) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := c.next.RoundTrip(r)
+	if err == nil && !strings.Contains(r.URL.Path, "well-known") && r.Method == http.MethodGet && r.Header.Get("Authorization") == "" {
+		c.n.Add(1)
+	}
+	return resp, err
+}
+
+// TestKeysAreFetchedOnce: neither sign-ins nor strangers' tokens make a call
+// for keys each.
+func TestKeysAreFetchedOnce(t *testing.T) {
+	iss := issuertest.New()
+	iss.URL = "https://issuer.example.com"
+	iss.User = map[string]any{"sub": "u1", "email": "ada@example.com", "email_verified": true}
+	count := &countKeys{next: direct{h: iss}}
+	p, err := New(Settings{
+		Provider: "oidc", URL: iss.URL, ClientID: iss.ClientID, ClientSecret: session.NewSecret([]byte(iss.ClientSecret)),
+		AuthenticateURL: "https://auth.example.com",
+	}, Deps{Transport: count})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var raw string
+	for range 5 {
+		id, err := exchange(t, p.(*OIDC), login(t, iss, p.(*OIDC), verifier, nonce))
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw = string(id.IDToken.Raw)
+	}
+	for range 20 {
+		if _, err := p.(TokenVerifier).VerifyIdentityToken(t.Context(), raw); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := count.n.Load(); n != 1 {
+		t.Errorf("the keys were fetched %d times", n)
 	}
 }

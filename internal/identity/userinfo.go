@@ -153,7 +153,7 @@ func (p *OIDC) fetchUserInfo(ctx context.Context, m *metadata, endpoint, access 
 		return nil, &Error{Kind: kind, Doing: doing, Err: fmt.Errorf("it answered %d", resp.StatusCode)}
 	}
 	if ct, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); ct == "application/jwt" {
-		v := m.provider.VerifierContext(p.ctx(ctx), &oidc.Config{ClientID: p.clientID, SkipExpiryCheck: true, SkipIssuerCheck: m.templated()})
+		v := m.provider.Verifier(&oidc.Config{ClientID: p.clientID, SkipExpiryCheck: true, SkipIssuerCheck: m.templated()})
 		tok, err := v.Verify(p.ctx(ctx), string(bytes.TrimSpace(body)))
 		if err != nil {
 			return nil, &Error{Kind: Permanent, Doing: doing, Err: brief(err)}
