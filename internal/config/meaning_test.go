@@ -111,7 +111,7 @@ func TestKeysWithoutEffectAreToldOnce(t *testing.T) {
 	if cfg == nil || len(problems) != 1 {
 		t.Fatalf("%s", show(problems))
 	}
-	want := "autocert, autocert_email, codec_type: http3, routes[].load_balancing_policy: RANDOM, routes[].mcp"
+	want := "autocert, autocert_email, codec_type: http3, routes[].load_balancing_policy, routes[].mcp"
 	if p := problems[0]; p.Kind != KindAccepted || p.Level != LevelWarning || !strings.HasSuffix(p.Message, ": "+want) {
 		t.Errorf("%s", p)
 	}

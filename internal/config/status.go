@@ -48,11 +48,6 @@ func (c *Config) waitingValues() []string {
 	if c.Proxy.CodecType == "http3" {
 		out = append(out, "codec_type: http3")
 	}
-	for _, r := range c.Routes {
-		if p := r.Upstream.LoadBalancingPolicy; p != "" && p != "ROUND_ROBIN" {
-			out = append(out, "routes[].load_balancing_policy: "+p)
-		}
-	}
 	return out
 }
 

@@ -49,8 +49,21 @@ func hashWith(password string, p argonParams) (string, error) {
 	salt := make([]byte, 16)
 	_, _ = rand.Read(salt) // never fails (crypto/rand)
 	sum := argon2.IDKey([]byte(password), salt, p.passes, p.memory, p.threads, 32)
+	return formatPHC(p, salt, sum), nil
+}
+
+// unmatchable is a hash of no known password that costs as much to compare: a
+// random sum, so that making it costs nothing.
+func unmatchable(p argonParams) string {
+	salt, sum := make([]byte, 16), make([]byte, 32)
+	_, _ = rand.Read(salt)
+	_, _ = rand.Read(sum)
+	return formatPHC(p, salt, sum)
+}
+
+func formatPHC(p argonParams, salt, sum []byte) string {
 	b64 := base64.RawStdEncoding
-	return fmt.Sprintf("$argon2id$v=19$m=%d,t=%d,p=%d$%s$%s", p.memory, p.passes, p.threads, b64.EncodeToString(salt), b64.EncodeToString(sum)), nil
+	return fmt.Sprintf("$argon2id$v=19$m=%d,t=%d,p=%d$%s$%s", p.memory, p.passes, p.threads, b64.EncodeToString(salt), b64.EncodeToString(sum))
 }
 
 type phc struct {

@@ -58,7 +58,7 @@ type RouteConfig struct {
 
 	_ struct{} `section:"3.8"`
 
-	LoadBalancingPolicy   string        `key:"load_balancing_policy" aliases:"lb_policy" enum:"ROUND_ROBIN|MAGLEV|RANDOM|RING_HASH|LEAST_REQUEST" default:"ROUND_ROBIN" status:"acts" doc:"How an endpoint is chosen. Only ROUND_ROBIN acts yet; the others are read as it."`
+	LoadBalancingPolicy   string        `key:"load_balancing_policy" aliases:"lb_policy" enum:"ROUND_ROBIN|MAGLEV|RANDOM|RING_HASH|LEAST_REQUEST" default:"ROUND_ROBIN" status:"accepted" doc:"How an endpoint is chosen. Every policy is read as ROUND_ROBIN yet."`
 	HealthChecks          []HealthCheck `key:"health_checks" status:"accepted" doc:"Active health checks of the endpoints, in the JSON form of protobuf (durations such as 5s)."`
 	HealthyPanicThreshold *int32        `key:"healthy_panic_threshold" strict:"true" status:"accepted" doc:"Percentage of healthy endpoints below which all of them are used; 50 if unset."`
 	OutlierDetection      *Outlier      `key:"outlier_detection" status:"accepted" doc:"Ejects endpoints whose answers fail; in the JSON form of protobuf."`
