@@ -4,11 +4,13 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
 	"runtime"
+	"runtime/debug"
 	"sync"
 	"time"
 )
@@ -235,7 +237,14 @@ func (s *Server) Serve(ln net.Listener) error {
 }
 
 // open does what comes before the first request and hands the connection on.
+// Nothing that a stranger's handshake sets off may end the process.
 func (s *Server) open(a *acceptedConn) {
+	defer func() {
+		if p := recover(); p != nil {
+			a.Close()
+			s.o.Logger.Error("panic before the first request of a connection", "type", fmt.Sprintf("%T", p), "stack", string(debug.Stack()))
+		}
+	}()
 	conn, serverName, err := s.handshake(a)
 	if err != nil {
 		a.Close()

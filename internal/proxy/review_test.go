@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"bufio"
+	"crypto/tls"
 	"io"
 	"net"
 	"net/http"
@@ -177,4 +178,33 @@ func TestDotSegmentWithParameter(t *testing.T) {
 			t.Errorf("%s: %d", path, got.StatusCode)
 		}
 	}
+}
+
+// TestPanicInAHandshakeEndsOneConnection: what a stranger's handshake sets off
+// ends that connection, gives its slot back, and nothing else.
+func TestPanicInAHandshakeEndsOneConnection(t *testing.T) {
+	c := testTLS(t, "http/1.1")
+	inner := c.Clone()
+	c.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		if hello.ServerName == "panic.test" {
+			panic("a bug")
+		}
+		return inner, nil
+	}
+	s := serve(t, ServeOptions{Handler: bodyEcho, TLS: c, MaxHandshakes: 1})
+	for range 3 {
+		conn, _ := dial(t, s)
+		bad := clientTLS("http/1.1")
+		bad.ServerName = "panic.test"
+		if err := tls.Client(conn, bad).Handshake(); err == nil {
+			t.Fatal("the handshake went through")
+		}
+	}
+	tr := &http.Transport{TLSClientConfig: clientTLS()}
+	defer tr.CloseIdleConnections()
+	resp, err := (&http.Client{Transport: tr}).Get("https://" + s.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
 }
