@@ -150,6 +150,7 @@ func listenerSettings(c *proxy.Config) string {
 
 func (s *Server) serveOptions(g *generation) proxy.ServeOptions {
 	c := &g.cfg.Proxy
+	refused := proxy.LogRefused(s.handler())
 	o := proxy.ServeOptions{
 		Handler:       proxy.New(s.handler()),
 		NoHTTP1:       c.CodecType == "http2",
@@ -159,7 +160,7 @@ func (s *Server) serveOptions(g *generation) proxy.ServeOptions {
 		ProxyProtocol: c.UseProxyProtocol, TrustedProxies: c.TrustedProxies,
 		DrainTimeout: drainTimeout, Logger: s.log,
 		OnRefused: func(info *proxy.ConnInfo, err *proxy.HeadError) string {
-			id := newID()
+			id := refused(info, err)
 			s.log.Info("request refused", "request-id", id, "ip", info.Direct.Addr().String(), "reason", err.Error())
 			return id
 		},

@@ -70,3 +70,21 @@ func TestControlSocketReplacesNothingElse(t *testing.T) {
 		t.Errorf("the file holds %q, %v", b, err)
 	}
 }
+
+// TestRefusedHeadsAreInTheAccessLog: what never became a request has a line all
+// the same.
+func TestRefusedHeadsAreInTheAccessLog(t *testing.T) {
+	p := servertest.Start(t, forAnybody)
+	c, err := p.Agent().Dial("app.localhost", "http/1.1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(20 * time.Second))
+	if _, err := c.Write([]byte("GET / HTTP/1.1\r\nHost: app.localhost\r\nBad Name: 1\r\n\r\n")); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.WaitLog("http1.codec_error"); err != nil {
+		t.Error(err)
+	}
+}
