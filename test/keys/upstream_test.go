@@ -77,7 +77,7 @@ routes:
 // impersonates tells whether the API server is told the user, and nothing of
 // what the client says about users.
 func impersonates(w *world) error {
-	a, s, err := w.signedIn()
+	a, _, err := w.signedIn()
 	if err != nil {
 		return err
 	}
@@ -85,7 +85,8 @@ func impersonates(w *world) error {
 	if err != nil {
 		return err
 	}
-	if s, err = page.Echo(); err != nil {
+	s, err := page.Echo()
+	if err != nil {
 		return err
 	}
 	return errors.Join(is(s.Header("Authorization"), "Bearer a-token"),

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -60,6 +61,7 @@ func (a *App) end() {
 func newApp(name string) *App {
 	a := &App{Name: name}
 	a.Server = httptest.NewUnstartedServer(http.HandlerFunc(a.serve))
+	a.Server.Config.ErrorLog = log.New(io.Discard, "", 0) // tests shake wrong hands on purpose
 	a.Server.Config.ConnState = func(_ net.Conn, s http.ConnState) {
 		if s == http.StateNew {
 			a.Connections.Add(1)
