@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -10,6 +11,7 @@ import (
 func TestWatchCallsInOrderAndStops(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var w watch
+		var mu sync.Mutex // alarms ring on goroutines of their own
 		var got []string
 		start := time.Now()
 		note := func(name string, at time.Duration) func() {
@@ -17,6 +19,8 @@ func TestWatchCallsInOrderAndStops(t *testing.T) {
 				if time.Since(start) != at {
 					t.Errorf("%s after %v, want %v", name, time.Since(start), at)
 				}
+				mu.Lock()
+				defer mu.Unlock()
 				got = append(got, name)
 			}
 		}
@@ -31,6 +35,8 @@ func TestWatchCallsInOrderAndStops(t *testing.T) {
 		w.stop()
 		w.after(time.Second, func() { t.Error("set after stop") })
 		time.Sleep(time.Minute)
+		mu.Lock()
+		defer mu.Unlock()
 		if want := []string{"one", "two", "later", "three"}; !slices.Equal(got, want) {
 			t.Errorf("got %v, want %v", got, want)
 		}
