@@ -278,6 +278,9 @@ func writePolicy(b *strings.Builder, p *policy.PolicyTrace) {
 			}
 			fmt.Fprintf(w, "    %s %s\t%s\t%s\t%s\t%s\n", sign, c.Criterion, c.Wanted, evidence(c), at, decided)
 		}
+		if r.Omitted > 0 {
+			fmt.Fprintf(w, "    and %d more\n", r.Omitted)
+		}
 		w.Flush()
 	}
 }

@@ -57,6 +57,8 @@ type RuleTrace struct {
 	// Decided: the outcome rests on a criterion of this rule.
 	Decided  bool             `json:"decided,omitempty"`
 	Criteria []CriterionTrace `json:"criteria"`
+	// Omitted counts criteria that are left out of a very long rule.
+	Omitted int `json:"omitted,omitempty"`
 }
 
 // CriterionTrace is one criterion of a rule.
@@ -121,6 +123,7 @@ func (s *Set) Explain(in *Input) Trace {
 	}
 	w := s.walk(in)
 	t.Result = w.result()
+	t.conclude(in, w)
 	for i, m := range s.members {
 		one := w.policies[i]
 		p := PolicyTrace{
@@ -139,7 +142,6 @@ func (s *Set) Explain(in *Input) Trace {
 		}
 		t.Policies = append(t.Policies, p)
 	}
-	t.conclude(in, w)
 	if t.Outcome != Allow && t.Outcome != Error {
 		t.Changes = w.changes(in)
 	}
@@ -174,11 +176,9 @@ func (t *Trace) conclude(in *Input, w *walk) {
 			if action != "" && r.rule.Action != action || r.verdict.ok != t.value(r.rule.Action) {
 				continue
 			}
+			r.decided = make([]bool, len(r.verdicts))
 			for k, v := range r.verdicts {
-				if r.counts[k] && (blocking == 0 || v.why&blocking != 0) {
-					t.Policies[i].Rules[j].Decided = true
-					t.Policies[i].Rules[j].Criteria[k].Decided = true
-				}
+				r.decided[k] = r.counts[k] && (blocking == 0 || v.why&blocking != 0)
 			}
 		}
 	}
@@ -237,6 +237,8 @@ type walkedRule struct {
 	// counts tells which verdicts the rule's own rests on (§4).
 	counts  []bool
 	verdict verdict
+	// decided tells on which of them the outcome rests; nil: none.
+	decided []bool
 }
 
 func (s *Set) walk(in *Input) *walk {
@@ -328,9 +330,30 @@ func (w *walk) result() (res Result) {
 	return res
 }
 
+// maxShownCriteria bounds the criteria told of one rule.
+const maxShownCriteria = 200
+
 func (r *walkedRule) trace(in *Input) RuleTrace {
-	t := RuleTrace{Action: r.rule.Action, Operator: r.rule.Operator, Value: r.verdict.ok}
+	t := RuleTrace{Action: r.rule.Action, Operator: r.rule.Operator, Value: r.verdict.ok,
+		Decided: slices.Contains(r.decided, true)}
+	// Of a long rule, those that make it what it is go first.
+	counting := 0
+	for _, counts := range r.counts {
+		if counts {
+			counting++
+		}
+	}
+	others := max(0, maxShownCriteria-counting)
 	for i, v := range r.verdicts {
+		room := len(t.Criteria) < maxShownCriteria
+		if !r.counts[i] {
+			room = others > 0
+			others--
+		}
+		if !room {
+			t.Omitted++
+			continue
+		}
 		u := &r.rule.Criteria[i]
 		look := u.look(in)
 		t.Criteria = append(t.Criteria, CriterionTrace{
@@ -338,6 +361,7 @@ func (r *walkedRule) trace(in *Input) RuleTrace {
 			Wanted: wantedText(u), Needs: neededValues(u),
 			Seen: look.values, Origin: look.origin,
 			Value: v.ok, Reasons: Reasons{fixed: v.why}.Names(),
+			Decided: r.decided != nil && r.decided[i],
 		})
 	}
 	return t

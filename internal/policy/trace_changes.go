@@ -25,7 +25,9 @@ const (
 	maxAtoms        = 20
 	maxChanges      = 4
 	maxAlternatives = 4
-	maxTried        = 700
+	maxTried        = 400
+	maxSearched     = 256       // criteria of policies that are searched wholly
+	maxWork         = 1_000_000 // criteria combined in all
 )
 
 // atom is a criterion with its value; where it stands twice it is one thing.
@@ -56,17 +58,19 @@ func (w *walk) changes(in *Input) [][]Change {
 		signedIn = after.atoms(true)
 	}
 	tried := 0
+	// The more there is to combine, the fewer sets are tried.
+	limit := min(maxTried, maxWork/(1+w.size()))
 	for size := 1; size <= maxChanges; size++ {
-		found := w.search(in, plain, size, &tried)
+		found := w.search(in, plain, size, &tried, limit)
 		if after != nil {
-			for _, set := range after.search(in, signedIn, size-1, &tried) {
+			for _, set := range after.search(in, signedIn, size-1, &tried, limit) {
 				found = append(found, append([]Change{{Value: true, Identity: true, Text: "sign in"}}, set...))
 			}
 		}
 		if len(found) > 0 {
 			return found[:min(len(found), maxAlternatives)]
 		}
-		if tried > maxTried {
+		if tried > limit {
 			return nil
 		}
 	}
@@ -134,7 +138,7 @@ func (w *walk) atoms(identity bool) []atom {
 					at, known := index[name]
 					if !known {
 						if taken == perRule {
-							continue
+							break
 						}
 						taken++
 						at = len(list)
@@ -147,13 +151,26 @@ func (w *walk) atoms(identity bool) []atom {
 			}
 		}
 	}
-	collect(-1)
-	if len(list) > maxAtoms {
+	long := w.size() > maxSearched
+	if !long {
+		collect(-1)
+	}
+	if long || len(list) > maxAtoms {
 		list, index = nil, map[string]int{}
 		collect(3)
 		list = list[:min(len(list), maxAtoms)]
 	}
 	return list
+}
+
+// size counts the criteria.
+func (w *walk) size() (n int) {
+	for i := range w.policies {
+		for j := range w.policies[i].rules {
+			n += len(w.policies[i].rules[j].verdicts)
+		}
+	}
+	return n
 }
 
 func (w *walk) where(policy int) string { return string(rune('a' + policy)) }
@@ -168,11 +185,11 @@ func (u *Use) changeable() bool {
 }
 
 // search tries every set of size changes.
-func (w *walk) search(in *Input, atoms []atom, size int, tried *int) (found [][]Change) {
+func (w *walk) search(in *Input, atoms []atom, size int, tried *int, limit int) (found [][]Change) {
 	chosen := make([]int, 0, size)
 	var step func(from int)
 	step = func(from int) {
-		if len(found) == maxAlternatives || *tried > maxTried {
+		if len(found) == maxAlternatives || *tried > limit {
 			return
 		}
 		if len(chosen) == size {

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"encoding/json"
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -196,6 +197,31 @@ func TestExplainOfScripts(t *testing.T) {
 	trace := set.Explain(&Input{Method: "GET"})
 	if trace.Outcome != Allow || !trace.Policies[0].Script || trace.Policies[0].ID != "s" || trace.Policies[0].Allow.Reasons[0] != "because" {
 		t.Errorf("%+v", trace)
+	}
+}
+
+// TestExplainOfGiantPolicies: the shortcuts of ten thousand people are told in
+// bounded space, with the criterion that decided among them.
+func TestExplainOfGiantPolicies(t *testing.T) {
+	var s Shortcuts
+	for i := range 10000 {
+		s.Users = append(s.Users, fmt.Sprintf("u%d@example.com", i))
+	}
+	p, err := s.Policy()
+	if err != nil {
+		t.Fatal(err)
+	}
+	set := NewSet(Pool{Shortcuts: p})
+	in := &Input{HasSession: true, UserID: "u", Email: "u9000@example.com"}
+	trace := set.Explain(in)
+	if d := trace.Deciding(); trace.Outcome != Allow || len(d) != 1 || d[0].Needs[0] != "u9000@example.com" {
+		t.Fatalf("%v, decided by %+v", trace.Outcome, d)
+	}
+	in.Email = "eve@example.com"
+	trace = set.Explain(in)
+	rule := trace.Policies[0].Rules[0]
+	if len(rule.Criteria) != maxShownCriteria || rule.Omitted != 20000-maxShownCriteria || len(trace.Changes) == 0 {
+		t.Errorf("%d criteria, %d omitted, changes %v", len(rule.Criteria), rule.Omitted, trace.Changes)
 	}
 }
 
