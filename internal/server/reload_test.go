@@ -1,7 +1,6 @@
 package server_test
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"net"
@@ -211,6 +210,19 @@ func TestChangesAreSeen(t *testing.T) {
 	noErr(t, seen(1))
 }
 
+// What was opened once for the process waits for its next start, and says so.
+func TestSettingsThatNeedARestart(t *testing.T) {
+	p := servertest.Start(t, public)
+	p.Change("timeout_idle: 4m\n" + public)
+	if strings.Contains(p.Log.String(), "next start") {
+		t.Error("a setting that counts at once is told")
+	}
+	p.Change("metrics_address: 127.0.0.1:9\nmax_stale: 5s\n" + public)
+	if err := p.WaitLog("count from the next start: metrics_address, max_stale\""); err != nil {
+		t.Error(err)
+	}
+}
+
 const sockets = `
 routes:
   - from: https://app.localhost
@@ -316,5 +328,3 @@ func TestManyReloadsLeakNothing(t *testing.T) {
 		t.Errorf("%v\n%.20000s", err, buf[:runtime.Stack(buf, true)])
 	}
 }
-
-var _ = context.Background

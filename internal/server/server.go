@@ -384,6 +384,7 @@ func (s *Server) take(ctx context.Context, cfg *config.Config, problems []config
 		return
 	}
 	s.report(problems)
+	before := s.current.Load()
 	if err := s.apply(ctx, cfg); err != nil {
 		var list problemList
 		if !errors.As(err, &list) {
@@ -392,6 +393,9 @@ func (s *Server) take(ctx context.Context, cfg *config.Config, problems []config
 		s.report(list)
 		s.refusedChange(list)
 		return
+	}
+	if before != nil {
+		s.tellRestart(before.cfg, cfg)
 	}
 	s.log.Info("configuration applied", "generation", s.number, "routes", len(cfg.Routes), "checksum", fmt.Sprintf("%016x", cfg.Checksum()))
 }
