@@ -84,7 +84,7 @@ func TestEveryKeyIsSetByTheFixture(t *testing.T) {
 		"routes[].kubernetes_service_account_token": true, "routes[].tls_custom_ca": true,
 		"routes[].tls_client_cert": true, "routes[].tls_client_key": true, "routes[].tls_downstream_client_ca": true,
 		"routes[].allow_public_unauthenticated_access": true, "routes[].sub_policies": true, "routes[].shadow_policy": true,
-		"routes[].id": true,
+		"routes[].id":  true,
 		"policy_tests": true, "routes[].policy_tests": true, // run in package server
 	}
 	for _, list := range []*schema{globalKeys(), routeKeys()} {
