@@ -32,6 +32,9 @@ type sample struct {
 }
 
 func (s *Space) constraint() ref {
+	if s.unbound {
+		return always
+	}
 	if s.bound == len(s.atoms) {
 		return s.possible
 	}

@@ -25,25 +25,47 @@ func Check(p *policy.Policy) []policy.Problem {
 	if total > maxChecked || len(list) > 200 {
 		return nil
 	}
-	s := NewSpace()
-	s.signedIn()
 	// Whatever a route may be: nothing is ruled out by its kind.
 	r, k := &Route{MCP: true, ClientCAs: true}, &Known{In: &policy.Input{}, open: true, anyRoute: true}
-	rules := make([]rule, len(list))
-	for i := range list {
-		rules[i] = rule{p, &list[i], s.rule(&list[i], r, k)}
+	// Few rules at a time: bounds between all criteria of a large policy would
+	// be far larger than those that matter to a pair.
+	conditions := func(rules ...*policy.Rule) []Condition {
+		s := NewSpace()
+		s.signedIn()
+		out := make([]Condition, len(rules))
+		for i, ru := range rules {
+			out[i] = s.condition(func() ref { return s.rule(ru, r, k).ok })
+		}
+		return out
 	}
-	possible := s.constraint()
-	d := s.d
+	rules := make([]rule, len(list))
+	dead := make([]bool, len(list))
+	for i := range list {
+		rules[i] = rule{policy: p, Rule: &list[i]}
+		dead[i] = conditions(&list[i])[0].Never()
+	}
+	// covers[i][j]: whatever rule i is true of, rule j is.
+	covers := make([][]bool, len(list))
+	for i := range covers {
+		covers[i] = make([]bool, len(list))
+	}
+	for i := range list {
+		for j := range i {
+			if dead[i] || dead[j] {
+				continue
+			}
+			c := conditions(&list[i], &list[j])
+			covers[i][j], covers[j][i] = c[0].But(c[1]).Never(), c[1].But(c[0]).Never()
+		}
+	}
 	var out []policy.Problem
 	warn := func(ru *rule, format string, args ...any) {
 		at := ru.ref()
 		out = append(out, policy.Problem{File: at.File, Line: at.Line, Column: at.Column, Path: at.Path, Message: fmt.Sprintf(format, args...)})
 	}
-	covers := func(a, b *rule) bool { return d.and(d.but(b.ok, a.ok), possible) == never }
 	for i := range rules {
 		ru := &rules[i]
-		if d.and(ru.ok, possible) == never {
+		if dead[i] {
 			switch {
 			case slices.ContainsFunc(ru.Criteria, func(u policy.Use) bool { return u.Criterion.Name == "reject" }):
 				// Somebody meant it.
@@ -58,12 +80,12 @@ func Check(p *policy.Policy) []policy.Problem {
 		}
 		for j := range rules {
 			other := &rules[j]
-			if i == j || d.and(other.ok, possible) == never || !covers(other, ru) {
+			if !covers[i][j] {
 				continue
 			}
 			at := other.ref()
 			switch {
-			case ru.Action == other.Action && (i > j || !covers(ru, other)):
+			case ru.Action == other.Action && (i > j || !covers[j][i]):
 				verb := "allows"
 				if ru.Action == "deny" {
 					verb = "denies"
@@ -76,9 +98,6 @@ func Check(p *policy.Policy) []policy.Problem {
 			}
 			break
 		}
-	}
-	if d.full {
-		return nil // the comparisons mean nothing
 	}
 	return out
 }

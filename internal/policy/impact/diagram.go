@@ -11,7 +11,7 @@ const (
 
 // maxNodes bounds a diagram. Policies of people stay far below; one made to
 // exhaust the memory gets the answer that nothing is known.
-const maxNodes = 1 << 20
+const maxNodes = 1 << 18
 
 type node struct {
 	level  int32 // index of the atom
@@ -30,6 +30,17 @@ type diagram struct {
 
 func newDiagram() *diagram {
 	return &diagram{nodes: make([]node, 2), unique: map[node]ref{}, memo: map[triple]ref{}}
+}
+
+// reset forgets all nodes from the n-th on.
+func (d *diagram) reset(n int) {
+	d.nodes = d.nodes[:n]
+	clear(d.memo)
+	clear(d.unique)
+	for i := 2; i < n; i++ {
+		d.unique[d.nodes[i]] = ref(i)
+	}
+	d.full = false
 }
 
 func (d *diagram) make(level int32, lo, hi ref) ref {

@@ -281,43 +281,48 @@ func (s *Space) Access(r *Route, k *Known) Access {
 	}
 	d := s.d
 	var rules []rule
-	var allow, deny []answer
-	stop := never // some script refuses by an error or a reason
-	for _, p := range r.Set.Policies() {
-		if p.Scripted() {
-			allow = append(allow, answer{ok: s.script(p, "allows")})
-			deny = append(deny, answer{ok: s.script(p, "denies")})
-			stop = d.or(stop, s.script(p, "fails, or asks for a sign-in, a device or a certificate"))
-			continue
-		}
-		list := p.Rules()
-		for i := range list {
-			a := s.rule(&list[i], r, k)
-			rules = append(rules, rule{p, &list[i], a})
-			if list[i].Action == "allow" {
-				allow = append(allow, a)
-			} else {
-				deny = append(deny, a)
+	var yes, no answer
+	login := never
+	a := Access{Condition: s.condition(func() ref {
+		var allow, deny []answer
+		stop := never // some script refuses by an error or a reason
+		rules = rules[:0]
+		for _, p := range r.Set.Policies() {
+			if p.Scripted() {
+				allow = append(allow, answer{ok: s.script(p, "allows")})
+				deny = append(deny, answer{ok: s.script(p, "denies")})
+				stop = d.or(stop, s.script(p, "fails, or asks for a sign-in, a device or a certificate"))
+				continue
+			}
+			list := p.Rules()
+			for i := range list {
+				x := s.rule(&list[i], r, k)
+				rules = append(rules, rule{p, &list[i], x})
+				if list[i].Action == "allow" {
+					allow = append(allow, x)
+				} else {
+					deny = append(deny, x)
+				}
 			}
 		}
+		yes, no = s.combine(allow, false, false), s.combine(deny, false, false)
+		login = d.or(yes.reasons[signIn], no.reasons[signIn])
+		f := d.but(d.but(yes.ok, no.ok), d.or(stop, login))
+		if r.SSH {
+			return d.but(f, d.or(yes.reasons[key], no.reasons[key]))
+		}
+		return d.but(f, d.or(no.reasons[certificate], d.or(yes.reasons[device], no.reasons[device])))
+	})}
+	if a.large {
+		return a // the rules cannot be told either
 	}
-	yes, no := s.combine(allow, false, false), s.combine(deny, false, false)
-	login := d.or(yes.reasons[signIn], no.reasons[signIn])
-	f := d.but(d.but(yes.ok, no.ok), d.or(stop, login))
-	if r.SSH {
-		f = d.but(f, d.or(yes.reasons[key], no.reasons[key]))
-	} else {
-		f = d.but(f, d.or(no.reasons[certificate], d.or(yes.reasons[device], no.reasons[device])))
-	}
-	a := Access{Condition: s.condition(f)}
-	possible := s.constraint()
-	a.SignIn = a.Never() && d.and(login, possible) != never
+	a.SignIn = a.Never() && s.can(func() ref { return login })
 	for i := range rules {
 		ru := &rules[i]
 		switch {
-		case ru.Action == "allow" && d.and(d.and(ru.ok, f), possible) != never:
+		case ru.Action == "allow" && s.can(func() ref { return d.and(ru.ok, a.f) }):
 			a.By = append(a.By, ru.ref())
-		case ru.Action == "deny" && d.and(d.and(ru.ok, yes.ok), possible) != never:
+		case ru.Action == "deny" && s.can(func() ref { return d.and(ru.ok, yes.ok) }):
 			a.Against = append(a.Against, ru.ref())
 		}
 	}

@@ -30,6 +30,34 @@ type Space struct {
 	// possible is what can happen at all, of the first bound atoms.
 	possible ref
 	bound    int
+	// unbound: binding the atoms was too much, so that only their logic counts.
+	unbound bool
+}
+
+// within computes something that may use constraint. If it becomes too large,
+// it is computed without; then fewer conditions are found Never or Always, and
+// none wrongly.
+//
+// ok is false if even that is too large; the space is then as it was before.
+func (s *Space) within(compute func() ref) (r ref, ok bool) {
+	n := len(s.d.nodes)
+	r = compute()
+	if s.d.full && !s.unbound {
+		s.d.reset(n)
+		s.unbound = true
+		r = compute()
+	}
+	if s.d.full {
+		s.d.reset(n)
+		return never, false
+	}
+	return r, true
+}
+
+// can tells that f is true of some request, or may be.
+func (s *Space) can(f func() ref) bool {
+	r, ok := s.within(func() ref { return s.d.and(f(), s.constraint()) })
+	return !ok || r != never
 }
 
 // NewSpace makes an empty space.
@@ -116,28 +144,34 @@ func child(n *yaml.Node, key string) *yaml.Node {
 
 // Condition says of which requests something is true.
 type Condition struct {
-	s *Space
-	f ref
+	s     *Space
+	f     ref
+	large bool // too large to be computed
 }
 
-func (s *Space) condition(f ref) Condition { return Condition{s, f} }
+// condition computes a condition; f may use that of others.
+func (s *Space) condition(f func() ref) Condition {
+	r, ok := s.within(f)
+	return Condition{s, r, !ok}
+}
 
 // Never tells that no request will do. A condition too large to be computed is
 // neither Never nor Always.
 func (c Condition) Never() bool {
-	possible := c.s.constraint()
-	return c.s.d.and(c.f, possible) == never && !c.s.d.full
+	return !c.large && !c.s.can(func() ref { return c.f })
 }
 
 // Always tells that every request will do.
 func (c Condition) Always() bool {
-	possible := c.s.constraint()
-	return c.s.d.but(possible, c.f) == never && !c.s.d.full
+	r, ok := c.s.within(func() ref { return c.s.d.but(c.s.constraint(), c.f) })
+	return ok && !c.large && r == never
 }
 
 // But is: c, and not other. Both are of one Space.
 func (c Condition) But(other Condition) Condition {
-	return c.s.condition(c.s.d.but(c.f, other.f))
+	out := c.s.condition(func() ref { return c.s.d.but(c.f, other.f) })
+	out.large = out.large || c.large || other.large
+	return out
 }
 
 // Same tells that two conditions of one Space are true of the same requests.
@@ -146,7 +180,8 @@ func (c Condition) Same(other Condition) bool {
 }
 
 // Holds judges the condition by a concrete request. Atoms of scripts cannot be
-// judged so and count as false.
+// judged so and count as false; a condition too large to be computed holds of
+// nothing.
 func (c Condition) Holds(in *policy.Input) bool {
 	return c.s.d.value(c.f, func(level int) bool {
 		a := &c.s.atoms[level]
@@ -172,8 +207,18 @@ const maxTerms = 16
 // 10.0.0.0/8". No alternative: Never. An empty one: Always. complete is false
 // if there are more.
 func (c Condition) Terms() (terms [][]string, complete bool) {
-	d, possible := c.s.d, c.s.constraint()
-	list, complete := d.terms(d.and(c.f, possible), d.or(c.f, d.not(possible)), maxTerms)
+	d := c.s.d
+	var list [][]literal
+	if c.large {
+		return nil, false
+	}
+	if _, ok := c.s.within(func() ref {
+		possible := c.s.constraint()
+		list, complete = d.terms(d.and(c.f, possible), d.or(c.f, d.not(possible)), maxTerms)
+		return never
+	}); !ok {
+		return nil, false
+	}
 	for _, t := range list {
 		words := make([]string, len(t))
 		for i, l := range t {
@@ -201,7 +246,7 @@ func (c Condition) String() string {
 		list[i] = strings.Join(t, " and ")
 	}
 	if !complete {
-		list = append(list, "other combinations, too many to list")
+		list = append(list, "something else, too long to be written here")
 	}
 	return "only if " + strings.Join(list, ", or ")
 }
