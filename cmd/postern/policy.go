@@ -14,7 +14,7 @@ import (
 func policyCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "policy", Short: "Check and test policies", Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
-	cmd.AddCommand(policyTestCommand(), policyExplainCommand(), policyCheckCommand(), policyWhoCanCommand(), policyDiffCommand())
+	cmd.AddCommand(policyTestCommand(), policyExplainCommand(), policyCheckCommand(), policyWhoCanCommand(), policyDiffCommand(), policyReferenceCommand())
 	return cmd
 }
 

@@ -7,9 +7,21 @@ import (
 )
 
 var claim = &Criterion{
-	Name:     "claim",
-	Doc:      "claim/NAME is true if the list of values of that claim matches. A missing claim is an empty list. Nested claims have dotted names.",
-	Value:    "list matcher",
+	Name:    "claim",
+	Doc:     "claim/NAME is true if the list of values of that claim matches. A missing claim is an empty list. Nested claims have dotted names.",
+	Value:   "list matcher",
+	Matcher: listKind,
+	Example: `
+policy:
+  - allow:
+      or:
+        - claim/team: core
+        - claim/https://example.com/roles: {has: admin}
+cases:
+  - {name: team, user: {id: ada, claims: {team: [core]}}, expect: allow}
+  - {name: name that is an address, user: {id: bob, claims: {"https://example.com/roles": admin}}, expect: allow}
+  - {name: neither, user: {id: eve}, expect: deny, reasons: [claim-unauthorized]}
+`,
 	Identity: true,
 	SubPath:  true,
 	Compile:  compileClaim,

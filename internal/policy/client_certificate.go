@@ -15,6 +15,15 @@ var clientCertificate = &Criterion{
 	Name:    "client_certificate",
 	Doc:     "True if the certificate that the client presented matches. It does not say that the certificate is trusted; combine it with invalid_client_certificate under deny.",
 	Value:   "certificate matcher: fingerprint, spki_hash, san_dns, san_email, san_uri",
+	Matcher: certificateKind,
+	Example: `
+policy:
+  - allow:
+      or:
+        - client_certificate: {san_dns: {ends_with: .laptops.example.com}}
+cases:
+  - {name: no certificate, expect: deny, reasons: [client-certificate-unauthorized]}
+`,
 	Compile: compileClientCertificate,
 }
 

@@ -17,6 +17,11 @@ type Criterion struct {
 	Doc string
 	// Value says what the criterion takes, for the same readers.
 	Value string
+	// Matcher is the kind of that value.
+	Matcher *Matcher
+	// Example is a policy test (policy-language.md §14) without its name. It
+	// stands on the reference page and is run.
+	Example string
 	// Identity marks a criterion about the person: without a session it is
 	// false with user-unauthenticated.
 	Identity bool

@@ -10,6 +10,18 @@ var date = &Criterion{
 	Name:    "date",
 	Doc:     "True after and/or before a moment, both strict. A date without a time is its midnight, one without an offset is UTC.",
 	Value:   "date matcher: after, before",
+	Matcher: dateKind,
+	Example: `
+policy:
+  - allow:
+      and:
+        - email: guest@partner.test
+        - date: {after: 2026-03-01, before: 2026-04-01T12:00:00+02:00}
+defaults: {user: {id: guest, email: guest@partner.test}}
+cases:
+  - {name: in March, now: 2026-03-15T00:00:00Z, expect: allow}
+  - {name: after the end, now: 2026-04-01T10:00:00Z, expect: deny}
+`,
 	Compile: compileDate,
 }
 

@@ -12,6 +12,14 @@ var dayOfWeek = &Criterion{
 	Name:    "day_of_week",
 	Doc:     "True on these days of the week, counted in UTC: days, ranges such as mon-fri, or *, separated by commas.",
 	Value:   `a string such as "mon-fri,sun", or {is: "..."}`,
+	Matcher: dayKind,
+	Example: `
+policy:
+  - allow: {and: [day_of_week: "mon-fri,sun"]}
+cases:
+  - {name: Monday, now: 2026-03-02T10:00:00Z, expect: allow}
+  - {name: Saturday, now: 2026-03-07T10:00:00Z, expect: deny}
+`,
 	Compile: compileDayOfWeek,
 }
 

@@ -3,9 +3,19 @@ package policy
 import "go.yaml.in/yaml/v3"
 
 var device = &Criterion{
-	Name:     "device",
-	Doc:      "True if the first registered device of the type matches: is names its credential, approved asks for (or against) an approval.",
-	Value:    "device matcher: is, type, approved",
+	Name:    "device",
+	Doc:     "True if the first registered device of the type matches: is names its credential, approved asks for (or against) an approval.",
+	Value:   "device matcher: is, type, approved",
+	Matcher: deviceKind,
+	Example: `
+policy:
+  - allow: {and: [device: {type: enclave_only, approved: true}]}
+defaults: {user: {id: ada}}
+cases:
+  - {name: approved, device: {id: d1, type: enclave_only, approved: true}, expect: allow}
+  - {name: waits for approval, device: {id: d1, type: enclave_only}, expect: deny, status: 450}
+  - {name: none yet, expect: device, device_type: enclave_only}
+`,
 	Identity: true,
 	Compile:  compileDevice,
 }

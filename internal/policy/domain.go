@@ -7,9 +7,17 @@ import (
 )
 
 var domain = &Criterion{
-	Name:     "domain",
-	Doc:      "True if the part of the e-mail address after its first @ (up to a second one) matches. An address without @ has no domain and matches nothing.",
-	Value:    "string matcher",
+	Name:    "domain",
+	Doc:     "True if the part of the e-mail address after its first @ (up to a second one) matches. An address without @ has no domain and matches nothing.",
+	Value:   "string matcher",
+	Matcher: stringKind,
+	Example: `
+policy:
+  - allow: {or: [domain: example.com]}
+cases:
+  - {name: a colleague, user: {id: ada, email: ada@example.com}, expect: allow}
+  - {name: a domain below is another, user: {id: eve, email: eve@x.example.com}, expect: deny}
+`,
 	Identity: true,
 	Compile:  compileDomain,
 }

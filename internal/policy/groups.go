@@ -3,9 +3,18 @@ package policy
 import "go.yaml.in/yaml/v3"
 
 var groups = &Criterion{
-	Name:     "groups",
-	Doc:      "True if the ids of the user's directory groups match. Names of groups and claims do not count; without a directory record nothing matches.",
-	Value:    "list matcher",
+	Name:    "groups",
+	Doc:     "True if the ids of the user's directory groups match. Names of groups and claims do not count; without a directory record nothing matches.",
+	Value:   "list matcher",
+	Matcher: listKind,
+	Example: `
+policy:
+  - allow: {or: [groups: {has: engineering}]}
+cases:
+  - {name: a member, user: {id: ada, groups: [engineering]}, expect: allow}
+  - {name: no member, user: {id: eve, groups: []}, expect: deny}
+  - {name: unknown to the directory, user: {id: bob}, expect: deny}
+`,
 	Identity: true,
 	Compile:  compileGroups,
 }

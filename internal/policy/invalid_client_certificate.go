@@ -6,6 +6,15 @@ var invalidClientCertificate = &Criterion{
 	Name:    "invalid_client_certificate",
 	Doc:     "True if a client CA is configured and the client showed no certificate, or one that it does not vouch for.",
 	Value:   "ignored; true by custom",
+	Matcher: anything,
+	Example: `
+settings: {downstream_mtls: {enforcement: policy}}
+policy:
+  - allow: {or: [accept: true]}
+    deny: {or: [invalid_client_certificate: true]}
+cases:
+  - {name: none was presented, expect: deny, status: 495, reasons: [client-certificate-required]}
+`,
 	Compile: compileInvalidClientCertificate,
 }
 

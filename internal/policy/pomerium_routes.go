@@ -7,9 +7,17 @@ import (
 )
 
 var pomeriumRoutes = &Criterion{
-	Name:  "pomerium_routes",
-	Doc:   "True on the proxy's own paths, which are answered before any policy.",
-	Value: "ignored; true by custom",
+	Name:    "pomerium_routes",
+	Doc:     "True on the proxy's own paths, which are answered before any policy.",
+	Value:   "ignored; true by custom",
+	Matcher: anything,
+	Example: `
+policy:
+  - allow: {and: [pomerium_routes: true]}
+cases:
+  - {name: a path of the proxy itself, request: {url: "https://a.test/ping"}, expect: allow}
+  - {name: a path of the application, request: {url: "https://a.test/"}, expect: deny}
+`,
 	Compile: func(*Scope, *yaml.Node) test {
 		return func(in *Input) verdict {
 			internal, _ := InternalPath(in.RawPath)

@@ -12,6 +12,17 @@ var record = &Criterion{
 	Name:    "record",
 	Doc:     "True if a record of external data belongs to this user or request and its field matches. Without a record or field only exists: false is true.",
 	Value:   "record matcher: type, field, and operators",
+	Matcher: recordKind,
+	Example: `
+settings: {external_data: {example.com/office: {foreign_key: request.ip}}}
+records:
+  - {type: example.com/office, id: oslo, data: {$index: {cidr: 192.0.2.0/24}, country: "NO", floor: "3"}}
+policy:
+  - allow: {and: [record: {type: example.com/office, field: floor, ">=": 2}]}
+cases:
+  - {name: in the office, request: {ip: 192.0.2.7}, expect: allow}
+  - {name: elsewhere, request: {ip: 198.51.100.7}, expect: deny, reasons: [record-unauthorized]}
+`,
 	Compile: compileRecord,
 }
 

@@ -13,6 +13,15 @@ var sourceIP = &Criterion{
 	Name:    "source_ip",
 	Doc:     "True if the client's address is one of these or in one of these ranges. X-Forwarded-For is never read here.",
 	Value:   "an IP address or CIDR range, or a list of them",
+	Matcher: addresses,
+	Example: `
+policy:
+  - allow: {and: [source_ip: [192.0.2.0/24, "2001:db8::/32"]]}
+cases:
+  - {name: within, request: {ip: 192.0.2.200}, expect: allow}
+  - {name: within the other, request: {ip: "2001:db8::1"}, expect: allow}
+  - {name: outside, request: {ip: 198.51.100.1}, expect: deny}
+`,
 	Compile: compileSourceIP,
 }
 

@@ -13,6 +13,16 @@ var sshCA = &Criterion{
 	Name:    "ssh_ca",
 	Doc:     "True if the SSH client offers a user certificate signed by a listed key, within its validity, that names the login name as a principal or names none.",
 	Value:   "an authorized_keys line of a certificate authority, or a list of them",
+	Matcher: keysKind,
+	Example: `
+policy:
+  - allow: {and: [ssh_ca: ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBB]}
+cases:
+  - name: a bare key is no certificate
+    ssh: {username: ada, public_key: ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBB}
+    expect: deny
+    reasons: [ssh-publickey-unauthorized]
+`,
 	Compile: compileSSHCA,
 }
 

@@ -12,6 +12,21 @@ var sshPublicKey = &Criterion{
 	Name:    "ssh_publickey",
 	Doc:     "True if the key that the SSH client offers is listed. Comments are ignored; a certificate is not its key.",
 	Value:   "an authorized_keys line, or a list of them",
+	Matcher: keysKind,
+	Example: `
+policy:
+  - allow:
+      and:
+        - ssh_publickey:
+            - ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBB ada
+cases:
+  - name: the listed key
+    ssh: {username: ada, public_key: ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBB}
+    expect: allow
+  - name: another
+    ssh: {username: ada, public_key: ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAICCCCCCCCCCCCCCCCCCCCCCCCCCCCCCCCCCCCCCCCCCC}
+    expect: deny
+`,
 	Compile: compileSSHPublicKey,
 }
 

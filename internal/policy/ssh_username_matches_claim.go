@@ -7,9 +7,18 @@ import (
 )
 
 var sshUsernameMatchesClaim = &Criterion{
-	Name:     "ssh_username_matches_claim",
-	Doc:      "True if the login name is one of the values of the named claim.",
-	Value:    "a string: the name of a claim",
+	Name:    "ssh_username_matches_claim",
+	Doc:     "True if the login name is one of the values of the named claim.",
+	Value:   "a string: the name of a claim",
+	Matcher: claimName,
+	Example: `
+policy:
+  - allow: {and: [ssh_username_matches_claim: unix_names]}
+defaults: {user: {id: ada, claims: {unix_names: [ada, deploy]}}}
+cases:
+  - {name: one of the names, ssh: {username: deploy}, expect: allow}
+  - {name: another, ssh: {username: root}, expect: deny}
+`,
 	Identity: true,
 	Compile:  compileSSHUsernameMatchesClaim,
 }

@@ -13,6 +13,14 @@ var timeOfDay = &Criterion{
 	Name:    "time_of_day",
 	Doc:     "True after and/or before a time of day in a time zone, both strict and on the same day. An interval over midnight is written with or.",
 	Value:   "time of day matcher: timezone, after, before",
+	Matcher: timeKind,
+	Example: `
+policy:
+  - allow: {and: [time_of_day: {timezone: Europe/Oslo, after: "8:00", before: "5:30 PM"}]}
+cases:
+  - {name: in the morning, now: 2026-03-02T07:30:00Z, expect: allow}
+  - {name: in the evening, now: 2026-03-02T19:00:00Z, expect: deny}
+`,
 	Compile: compileTimeOfDay,
 }
 
