@@ -81,8 +81,17 @@ func (c *compiled) problem(slot int, err error) config.Problem {
 	return p
 }
 
-// compile makes routes, policies and settings out of words.
+// compile makes routes, policies and settings out of words, and runs the
+// policy tests.
 func compile(cfg *config.Config) (*compiled, []config.Problem) {
+	c, problems := compileUntested(cfg)
+	if c.table != nil && !config.Fatal(problems) {
+		problems = append(problems, c.runPolicyTests(cfg)...)
+	}
+	return c, problems
+}
+
+func compileUntested(cfg *config.Config) (*compiled, []config.Problem) {
 	c := &compiled{}
 	var problems []config.Problem
 	fail := func(path string, err error) {
@@ -157,9 +166,6 @@ func compile(cfg *config.Config) (*compiled, []config.Problem) {
 		fail("routes", err)
 	}
 	c.table = table
-	if table != nil && !config.Fatal(problems) {
-		problems = append(problems, c.runPolicyTests(cfg)...)
-	}
 	return c, problems
 }
 
