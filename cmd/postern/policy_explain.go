@@ -220,7 +220,7 @@ func writeExplanation(out io.Writer, x *authz.Explanation) error {
 	if x.Who.ImpersonatedBy != "" {
 		fmt.Fprintf(w, "Impersonated by\t%s\n", x.Who.ImpersonatedBy)
 	}
-	fmt.Fprintf(w, "Judged\t%s\n", x.At.Local().Format(time.RFC3339))
+	fmt.Fprintf(w, "Judged\t%s\n", x.At.UTC().Format(time.RFC3339))
 	w.Flush()
 	for i := range x.Trace.Policies {
 		writePolicy(&b, &x.Trace.Policies[i])
