@@ -39,6 +39,8 @@ const (
 	DefaultTimeout = 100 * time.Millisecond
 	// MaxScript is the largest script, in bytes.
 	MaxScript = 1 << 20
+	// MaxCompile is how long compiling one may take.
+	MaxCompile = 10 * time.Second
 	// MaxInput is the most that one request may give a script to look at, in
 	// bytes: path, query, headers, certificates and arguments.
 	MaxInput = 1 << 20
@@ -114,10 +116,40 @@ var errOtherPackage = errors.New("the script is not in package " + home + ", so 
 // Compile reads a script. The error is a policy.Problems with the places in
 // the user's text. A warning tells of a script that loads and cannot answer.
 func (s *Scripts) Compile(name, text string) (*policy.Policy, []policy.Problem, error) {
-	if len(text) > MaxScript {
-		return nil, nil, policy.Problems{{File: name, Line: 1, Column: 1,
-			Message: fmt.Sprintf("the script has %d bytes; at most %d are read, so split it", len(text), MaxScript)}}
+	refuse := func(format string, args ...any) error {
+		return policy.Problems{{File: name, Line: 1, Column: 1, Message: fmt.Sprintf(format, args...)}}
 	}
+	if len(text) > MaxScript {
+		return nil, nil, refuse("the script has %d bytes; at most %d are read, so split it", len(text), MaxScript)
+	}
+	type result struct {
+		policy   *policy.Policy
+		warnings []policy.Problem
+		err      error
+	}
+	done := make(chan result, 1)
+	go func() {
+		var r result
+		defer func() {
+			if v := recover(); v != nil {
+				r = result{err: refuse("the script breaks the compiler (%T); make it simpler", v)}
+			}
+			done <- r
+		}()
+		r.policy, r.warnings, r.err = s.compile(name, text)
+	}()
+	timer := time.NewTimer(MaxCompile)
+	defer timer.Stop()
+	select {
+	case r := <-done:
+		return r.policy, r.warnings, r.err
+	case <-timer.C:
+		// The compiler cannot be stopped, only left behind.
+		return nil, nil, refuse("the script takes longer than %v to compile; make it simpler", MaxCompile)
+	}
+}
+
+func (s *Scripts) compile(name, text string) (*policy.Policy, []policy.Problem, error) {
 	module, version, added, problems := s.parse(name, text)
 	if problems != nil {
 		return nil, nil, problems
