@@ -90,7 +90,7 @@ type RouteExtra struct {
 
 	_ struct{} `section:"ours"`
 
-	PolicyTests  *yaml.Node `key:"policy_tests" form:"node" status:"acts" doc:"Cases (request, user, expect), as in a policy test file, put to the route's own policies at load and by validate. One that fails refuses the configuration."`
+	PolicyTests  *yaml.Node `key:"policy_tests" form:"cases" status:"acts" doc:"Cases (request, user, expect), as in a policy test file, put to the route's own policies at load and by validate. One that fails refuses the configuration."`
 	ShadowPolicy *yaml.Node `key:"shadow_policy" form:"node" status:"acts" doc:"Policy document that is judged on live traffic as if it stood in the place of policy. It decides nothing; what it would have decided is in the authorize log (shadow-allow, shadow-deny) and in the metrics postern_policy_shadow_*_total."`
 }
 

@@ -22,7 +22,7 @@ func (d *decoder) special(n *yaml.Node, v reflect.Value, key *declared, path str
 		return s, err == nil
 	}
 	switch key.form {
-	case "node":
+	case "node", "cases":
 		v.Set(reflect.ValueOf(n))
 	case "b64", "b64key":
 		s, ok := text()

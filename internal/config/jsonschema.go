@@ -77,10 +77,9 @@ var (
 func (d *declared) valueSchema() fragment {
 	switch d.form {
 	case "node":
-		if strings.HasSuffix(d.name, "_tests") {
-			return fragment{"type": []any{"array", "null"}, "items": fragment{"type": "object"}}
-		}
 		return fragment{"anyOf": []any{fragment{"$ref": "#/$defs/policy"}, fragment{"type": "null"}}}
+	case "cases": // a list of cases, or an object as in a test file
+		return fragment{"type": []any{"array", "object", "null"}, "items": fragment{"type": "object"}}
 	case "color":
 		return fragment{"type": []any{"string", "null"}, "pattern": "^(#([0-9a-fA-F]{3}|[0-9a-fA-F]{6}))?$"}
 	case "b64", "b64key", "pem", "regex", "file", "exact", "provider":

@@ -244,6 +244,8 @@ func (d *declared) typeName() string {
 		return "regex"
 	case "node":
 		return "policy"
+	case "cases":
+		return "policy tests"
 	case "headers", "claims", "flags":
 		return "map"
 	case "color":
