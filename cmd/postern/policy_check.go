@@ -44,7 +44,7 @@ Exit status 1 if there is an error, or with --strict a warning.`,
 			if err != nil {
 				return usageError{err}
 			}
-			p, warnings, err := policy.Parse(file, text, policy.Options{})
+			p, warnings, err := checkDocument(file, text)
 			if err != nil {
 				bad = true
 				fmt.Fprintln(out, err)

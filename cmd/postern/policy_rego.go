@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"strings"
 
 	"postern/internal/policy"
 	"postern/internal/policy/rego"
@@ -18,4 +19,12 @@ func scriptCompiler(w io.Writer) func(name, script string) (*policy.Policy, erro
 		p, _, err := scripts.Compile(name, script)
 		return p, err
 	}
+}
+
+// checkDocument reads a policy file: a script if it is called .rego.
+func checkDocument(file string, text []byte) (*policy.Policy, []policy.Problem, error) {
+	if strings.HasSuffix(file, ".rego") {
+		return rego.New(rego.Options{}).Compile(file, string(text))
+	}
+	return policy.Parse(file, text, policy.Options{})
 }
