@@ -21,8 +21,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/net/http2"
-
 	"postern/internal/authz"
 	"postern/internal/route"
 )
@@ -397,11 +395,14 @@ func grpcUpstream(t *testing.T) string {
 
 func TestGRPCPassesBothWaysWithTrailers(t *testing.T) {
 	run := testDoor{routes: []testRoute{{spec: appRoute, to: grpcUpstream(t)}}}.start(t)
-	tr := &http2.Transport{
-		DialTLSContext: func(ctx context.Context, network, _ string, _ *tls.Config) (net.Conn, error) {
-			return (&tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"h2"}}}).DialContext(ctx, network, run.tlsAddr)
+	tr := &http.Transport{
+		Protocols:       new(http.Protocols),
+		TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
+		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, network, run.tlsAddr)
 		},
 	}
+	tr.Protocols.SetHTTP2(true)
 	defer tr.CloseIdleConnections()
 	pr, pw := io.Pipe()
 	req, _ := http.NewRequest("POST", "https://app.test/svc/Method", pr)

@@ -23,8 +23,6 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
-
-	"golang.org/x/net/http2"
 )
 
 // served is a Server on a loopback port.
@@ -362,9 +360,8 @@ func TestHTTP2Fields(t *testing.T) {
 		}
 		io.WriteString(w, "ok")
 	}), OnRefused: func(*ConnInfo, *HeadError) string { return "id" }})
-	tr := &http2.Transport{AllowHTTP: true, DialTLSContext: func(ctx context.Context, network, addr string, _ *tls.Config) (net.Conn, error) {
-		return net.Dial(network, addr)
-	}}
+	tr := &http.Transport{Protocols: new(http.Protocols)}
+	tr.Protocols.SetUnencryptedHTTP2(true)
 	defer tr.CloseIdleConnections()
 	for _, tc := range []struct {
 		change func(*http.Request)
