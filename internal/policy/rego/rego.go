@@ -160,6 +160,7 @@ func (s *Scripts) compile(name, text string) (*policy.Policy, []policy.Problem, 
 		declared[f.Decl.Name] = f.Decl
 		p.builtins[f.Decl.Name] = f
 	}
+	//lint:ignore SA1019 WithCapabilities alone would let scripts of one process see each other's functions
 	p.compiler = ast.NewCompiler().
 		WithCapabilities(s.capabilities[version]).
 		WithBuiltins(declared).

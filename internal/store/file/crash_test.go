@@ -138,12 +138,16 @@ func TestKilledAtAnyMoment(t *testing.T) {
 		}
 		lines := bufio.NewScanner(out)
 		lines.Buffer(nil, 1<<20)
-		// Most kills come while it writes, some while it opens.
-		if round%5 != 0 {
-			for lines.Scan() && lines.Text() != "ready - -" {
-			}
+		// Most kills come while it writes, after some number of acknowledged
+		// writes, however slow the machine is; some come while it opens.
+		kill := func(within int) {
+			time.AfterFunc(time.Duration(rand.IntN(within))*time.Microsecond, func() { cmd.Process.Kill() })
 		}
-		time.AfterFunc(time.Duration(rand.IntN(30_000))*time.Microsecond, func() { cmd.Process.Kill() })
+		after := 5 + rand.IntN(60)
+		if round%5 == 0 {
+			after = -1
+			kill(30_000)
+		}
 		for lines.Scan() {
 			f := strings.Fields(lines.Text())
 			if len(f) != 3 {
@@ -160,6 +164,9 @@ func TestKilledAtAnyMoment(t *testing.T) {
 			case "done":
 				k.acked, k.known, k.pending = f[2], true, ""
 				acked++
+				if after--; after == 0 {
+					kill(3_000)
+				}
 			case "dead":
 				k.pending = ""
 			}
