@@ -27,6 +27,7 @@ import (
 	"sort"
 	"strings"
 	"sync"
+	"time"
 )
 
 // row is one break.json.
@@ -76,7 +77,9 @@ func main() {
 			os.RemoveAll(dir)
 			return r.Name, err
 		}
-		return fmt.Sprintf("%s: %s notices (%s)", r.Name, r.Test, r.Why), r.run()
+		began := time.Now()
+		err := r.run()
+		return fmt.Sprintf("%s: %s notices (%s; %.1fs)", r.Name, r.Test, r.Why, time.Since(began).Seconds()), err
 	}, func(i int) string { return rows[i].Name })
 	fmt.Printf("broken builds: %d rows, %d failures\n", len(rows), failed)
 	if failed > 0 {
