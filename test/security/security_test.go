@@ -599,7 +599,7 @@ func TestNarrowingSettingsRefuseTheStart(t *testing.T) {
 	}
 	for name, text := range map[string]string{
 		"jwt_groups_filter_infer_from_ppl": "jwt_groups_filter_infer_from_ppl: true\n",
-		"rego":                             "routes: [{from: https://a.localhost, to: 'http://127.0.0.1:1', sub_policies: [{rego: ['package a']}]}]\n",
+		"malformed rego":                   "routes: [{from: https://a.localhost, to: 'http://127.0.0.1:1', sub_policies: [{rego: ['package a; allow {']}]}]\n",
 		"unknown criterion":                "routes: [{from: https://a.localhost, to: 'http://127.0.0.1:1', policy: [{allow: {and: [{frobnicate: x}]}}]}]\n",
 		"unreadable client CA":             "downstream_mtls: {ca_file: /nowhere/ca.pem}\n",
 		"malformed client CA":              "downstream_mtls: {ca: bm90IGEgY2VydGlmaWNhdGU=}\n",
