@@ -36,6 +36,7 @@ test-extended: test
 
 ## soak: long random tests, and a minute for each fuzz target
 soak: fuzz
+	POSTERN_TEST_KILLS=300 $(GO) test -count=1 -timeout 30m -run TestKilledAtAnyMoment ./internal/store/file
 	$(GO) test -count=1 -tags soak -timeout 60m ./internal/... ./test/system/...
 
 fuzz:
