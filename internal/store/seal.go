@@ -10,10 +10,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 
 	"postern/internal/record"
+	"postern/internal/store/engine"
 )
 
 // names hides ids and index values, always in the same way, so that they can
@@ -90,11 +89,7 @@ const sealFormat = 1
 
 func sealAD(key [4]byte, typ, id string) []byte {
 	ad := append(make([]byte, 0, len(typ)+len(id)+24), key[:]...)
-	return appendString(appendString(ad, typ), id)
-}
-
-func appendString(b []byte, s string) []byte {
-	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
+	return engine.AppendString(engine.AppendString(ad, typ), id)
 }
 
 // seal turns a record into what the backend keeps.
@@ -103,17 +98,13 @@ func (k *keys) seal(rec *record.Record) *record.Record {
 	if rec.Deleted() {
 		return out
 	}
-	plain := appendString(make([]byte, 0, len(rec.Data)+256), rec.Namespace)
-	plain = binary.AppendUvarint(plain, uint64(len(rec.Index)))
-	for _, name := range slices.Sorted(maps.Keys(rec.Index)) {
-		value := rec.Index[name]
-		plain = appendString(appendString(plain, name), value)
+	plain := engine.AppendBody(make([]byte, 0, len(rec.Data)+256), rec)
+	for name, value := range rec.Index {
 		if out.Index == nil {
 			out.Index = make(map[string]string, len(rec.Index))
 		}
 		out.Index[name] = k.names.hideValue(rec.Type, name, value)
 	}
-	plain = append(plain, rec.Data...)
 	head := append([]byte{sealFormat}, k.current[:]...)
 	out.Data = sealWith(k.data[k.current], head, plain, sealAD(k.current, rec.Type, rec.ID))
 	return out
@@ -140,33 +131,9 @@ func (k *keys) open(kept *record.Record, id string) (*record.Record, error) {
 	if err != nil {
 		return nil, err
 	}
-	ok := true
-	str := func() string {
-		n, w := binary.Uvarint(b)
-		if w <= 0 || n > uint64(len(b)-w) {
-			ok = false
-			return ""
-		}
-		s := string(b[w : w+int(n)])
-		b = b[w+int(n):]
-		return s
-	}
-	out.Namespace = str()
-	n, w := binary.Uvarint(b)
-	if !ok || w <= 0 || n > record.MaxIndexes {
+	if !engine.ReadBody(b, out) {
 		return nil, errSeal
 	}
-	if b = b[w:]; n > 0 {
-		out.Index = make(map[string]string, n)
-		for range n {
-			name := str()
-			out.Index[name] = str()
-		}
-	}
-	if !ok {
-		return nil, errSeal
-	}
-	out.Data = b
 	return out, nil
 }
 

@@ -294,12 +294,8 @@ func versionKey(v uint64) []byte { return binary.BigEndian.AppendUint64(nil, v) 
 
 // indexKey joins unambiguously, since each part is preceded by its length.
 func indexKey(name, value string, version uint64) []byte {
-	b := appendString(make([]byte, 0, len(name)+len(value)+16), name)
-	return binary.BigEndian.AppendUint64(appendString(b, value), version)
-}
-
-func appendString(b []byte, s string) []byte {
-	return append(binary.AppendUvarint(b, uint64(len(s))), s...)
+	b := engine.AppendString(make([]byte, 0, len(name)+len(value)+16), name)
+	return binary.BigEndian.AppendUint64(engine.AppendString(b, value), version)
 }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -313,17 +309,12 @@ func encode(rec *record.Record) []byte {
 	b = binary.BigEndian.AppendUint64(b, rec.Version)
 	b = binary.BigEndian.AppendUint64(b, toNano(rec.ModifiedAt))
 	b = binary.BigEndian.AppendUint64(b, toNano(rec.DeletedAt))
-	b = appendString(b, rec.Namespace)
-	b = binary.AppendUvarint(b, uint64(len(rec.Index)))
-	for _, name := range slices.Sorted(maps.Keys(rec.Index)) {
-		b = appendString(appendString(b, name), rec.Index[name])
-	}
-	b = append(b, rec.Data...)
+	b = engine.AppendBody(b, rec)
 	return binary.BigEndian.AppendUint32(b, checksum(rec.Type, rec.ID, b))
 }
 
 func checksum(typ, id string, b []byte) uint32 {
-	sum := crc32.Update(0, castagnoli, appendString(appendString(nil, typ), id))
+	sum := crc32.Update(0, castagnoli, engine.AppendString(engine.AppendString(nil, typ), id))
 	return crc32.Update(sum, castagnoli, b)
 }
 
@@ -337,35 +328,12 @@ func decode(typ, id string, data []byte) (*record.Record, error) {
 	}
 	rec := &record.Record{Type: typ, ID: id, Version: binary.BigEndian.Uint64(b[1:]),
 		ModifiedAt: fromNano(binary.BigEndian.Uint64(b[9:])), DeletedAt: fromNano(binary.BigEndian.Uint64(b[17:]))}
-	b = b[25:]
-	ok := true
-	str := func() string {
-		n, w := binary.Uvarint(b)
-		if w <= 0 || n > uint64(len(b)-w) {
-			ok = false
-			return ""
-		}
-		s := string(b[w : w+int(n)])
-		b = b[w+int(n):]
-		return s
-	}
-	rec.Namespace = str()
-	n, w := binary.Uvarint(b)
-	if !ok || w <= 0 || n > record.MaxIndexes {
+	if !engine.ReadBody(b[25:], rec) {
 		return nil, errRecord
 	}
-	if b = b[w:]; n > 0 {
-		rec.Index = make(map[string]string, n)
-		for range n {
-			name := str()
-			rec.Index[name] = str()
-		}
+	if len(rec.Data) == 0 {
+		rec.Data = nil
 	}
-	if !ok {
-		return nil, errRecord
-	}
-	if len(b) > 0 {
-		rec.Data = slices.Clone(b)
-	}
+	rec.Data = slices.Clone(rec.Data)
 	return rec, nil
 }
