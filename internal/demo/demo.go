@@ -87,10 +87,6 @@ func Run(ctx context.Context, o Options) error {
 	if err := makeSecret(filepath.Join(dir, "shared_secret")); err != nil {
 		return err
 	}
-	health, err := freePort()
-	if err != nil {
-		return err
-	}
 	app, stop, err := startApplication(dir, port, o.Listen, ca)
 	if err != nil {
 		return err
@@ -98,7 +94,7 @@ func Run(ctx context.Context, o Options) error {
 	defer stop()
 
 	configFile := filepath.Join(dir, "config.yaml")
-	if err := writeFile(configFile, []byte(configuration(dir, o.Listen, port, health, app))); err != nil {
+	if err := writeFile(configFile, []byte(configuration(dir, o.Listen, port, app))); err != nil {
 		return err
 	}
 	r := ready{CAFile: ca.File(), Accounts: accounts, URLs: map[string]string{
@@ -221,16 +217,6 @@ func makeSecret(file string) error {
 	return writeFile(file, []byte(base64.StdEncoding.EncodeToString(raw)))
 }
 
-func freePort() (string, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	defer ln.Close()
-	_, port, err := net.SplitHostPort(ln.Addr().String())
-	return port, err
-}
-
 // startApplication serves the sample on a unix socket, in a short directory of
 // its own because such paths are limited to about 100 bytes.
 func startApplication(dir, port, listen string, ca *certs.LocalCA) (socket string, stop func(), err error) {
@@ -277,11 +263,11 @@ func startApplication(dir, port, listen string, ca *certs.LocalCA) (socket strin
 
 // configuration is what the demo serves; people are invited to read and change
 // a copy of it.
-func configuration(dir, listen, port, health, socket string) string {
+func configuration(dir, listen, port, socket string) string {
 	return fmt.Sprintf(`# Written by postern demo at every start: copy it to make it yours.
 address: %[2]s
-authenticate_service_url: https://%[6]s:%[3]s
-health_check_addr: 127.0.0.1:%[4]s
+authenticate_service_url: https://%[5]s:%[3]s
+health_check_addr: 127.0.0.1:0
 shared_secret_file: %[1]s/shared_secret
 data_dir: %[1]s
 databroker_storage_type: file
@@ -299,21 +285,21 @@ admin_policy:
       - groups: finance
 routes:
   # One path for another group: the first route that matches decides.
-  - from: https://%[7]s:%[3]s
+  - from: https://%[6]s:%[3]s
     name: Observatory
     description: The telescopes, for astronomers
     prefix: /astronomy
-    to: unix://%[5]s
+    to: unix://%[4]s
     show_error_details: true
     policy:
       - allow:
           and:
             - groups: astronomy
   # Open to one group.
-  - from: https://%[7]s:%[3]s
+  - from: https://%[6]s:%[3]s
     name: Sample application
     description: Shows who you are, and how it knows
-    to: unix://%[5]s
+    to: unix://%[4]s
     allow_websockets: true
     show_error_details: true
     policy:
@@ -321,28 +307,28 @@ routes:
           and:
             - groups: staff
   # Refused to everybody else.
-  - from: https://%[8]s:%[3]s
+  - from: https://%[7]s:%[3]s
     name: Finance
     description: For the group finance
-    to: unix://%[5]s
+    to: unix://%[4]s
     show_error_details: true
     policy:
       - allow:
           and:
             - groups: finance
   # No sign-in.
-  - from: https://%[9]s:%[3]s
+  - from: https://%[8]s:%[3]s
     name: Notice board
-    to: unix://%[5]s
+    to: unix://%[4]s
     allow_public_unauthenticated_access: true
   # A WebSocket that answers every message with itself, at /ws.
-  - from: https://%[10]s:%[3]s
+  - from: https://%[9]s:%[3]s
     name: Echo
     description: A WebSocket at /ws
-    to: unix://%[5]s
+    to: unix://%[4]s
     allow_websockets: true
     allow_any_authenticated_user: true
-`, dir, listen, port, health, socket, hosts.authenticate, hosts.app, hosts.denied, hosts.public, hosts.echo)
+`, dir, listen, port, socket, hosts.authenticate, hosts.app, hosts.denied, hosts.public, hosts.echo)
 }
 
 // welcome says what there is to try.

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -183,12 +182,7 @@ func TestRefusalsTellTheirTrace(t *testing.T) {
 // TestShadowPolicyOfAConfiguration: the key acts. It changes no answer; what
 // it would have changed is counted, and counting the log again gives the same.
 func TestShadowPolicyOfAConfiguration(t *testing.T) {
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	metrics := free.Addr().String()
-	free.Close()
+	metrics := freeAddress(t)
 	p := servertest.Start(t, financeOnly+"\nmetrics_address: "+metrics+"\n")
 	ada, bob := p.Agent(), p.Agent()
 	ada.Visit("https://vault.localhost/", servertest.Ada)

@@ -105,10 +105,9 @@ func TestListenerSettingsAreExchanged(t *testing.T) {
 }
 
 func freeAddress(t *testing.T) string {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := servertest.Port()
 	noErr(t, err)
-	defer ln.Close()
-	return ln.Addr().String()
+	return "127.0.0.1:" + port
 }
 
 // A new address is bound before the old one closes; one that is taken leaves

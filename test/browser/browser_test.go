@@ -12,7 +12,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -27,6 +26,8 @@ import (
 	"github.com/chromedp/cdproto/page"
 	"github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
+
+	"postern/internal/server/servertest"
 )
 
 // axe is the source of axe-core.
@@ -81,12 +82,11 @@ func (d *demo) account(name string) (email, password string) {
 
 func startDemo(t *testing.T) *demo {
 	t.Helper()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := servertest.Port()
 	if err != nil {
 		t.Fatal(err)
 	}
-	address := ln.Addr().String()
-	ln.Close()
+	address := "127.0.0.1:" + port
 	dir := t.TempDir()
 	ready := filepath.Join(dir, "ready.json")
 	cmd := exec.Command(program, "demo", "--data-dir", filepath.Join(dir, "data"), "--listen", address, "--ready-file", ready)

@@ -255,10 +255,9 @@ func fetch(url string, t *tls.Config) (fetched, error) {
 }
 
 func freePort(t *testing.T, o *servertest.Options) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := servertest.Port()
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer ln.Close()
-	_, o.Vars["PORT"], _ = net.SplitHostPort(ln.Addr().String())
+	o.Vars["PORT"] = port
 }

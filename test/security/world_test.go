@@ -30,6 +30,7 @@ import (
 	"postern/internal/certs"
 	"postern/internal/identity"
 	"postern/internal/server"
+	"postern/internal/server/servertest"
 	"postern/internal/session"
 )
 
@@ -138,12 +139,10 @@ routes:
 }
 
 func freePort() string {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	port, err := servertest.Port()
 	if err != nil {
 		panic(err)
 	}
-	defer ln.Close()
-	_, port, _ := net.SplitHostPort(ln.Addr().String())
 	return port
 }
 

@@ -21,6 +21,8 @@ import (
 
 	"github.com/go-jose/go-jose/v4"
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"postern/internal/server/servertest"
 )
 
 // commands are the words that scripts add to testscript's own.
@@ -55,7 +57,7 @@ func need(ts *testscript.TestScript, neg bool, args []string, min int, usage str
 func cmdPorts(ts *testscript.TestScript, neg bool, args []string) {
 	need(ts, neg, args, 1, "ports NAME...")
 	for _, a := range args {
-		port, err := freePort()
+		port, err := servertest.Port()
 		ts.Check(err)
 		ts.Setenv(a, port)
 	}

@@ -120,16 +120,6 @@ func eventually(limit time.Duration, f func() error) error {
 	}
 }
 
-func freePort() (string, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	defer ln.Close()
-	_, port, err := net.SplitHostPort(ln.Addr().String())
-	return port, err
-}
-
 // agent is a browser without a screen: cookies, redirects, forms. Every host
 // name leads to 127.0.0.1.
 type agent struct {
