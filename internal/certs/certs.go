@@ -25,6 +25,7 @@ import (
 	"fmt"
 	"math/big"
 	"strings"
+	"sync"
 	"time"
 
 	"postern/internal/route"
@@ -42,6 +43,17 @@ type Options struct {
 	// RouteCAs are the client CAs of single routes (PEM); they replace the
 	// global one there.
 	RouteCAs map[*route.Route][]byte
+	// Routes are all routes, so that only server names that need a client
+	// certificate are asked for one. Nil: those of RouteCAs.
+	Routes []*route.Route
+	// Unasked are hosts without applications, at which no client certificate
+	// is asked for except in reject_connection: the sign-in host.
+	Unasked []string
+	// Managed, if not nil, gives certificates that are obtained rather than
+	// configured (ACME): for names that no configured one serves, before the
+	// certificate of last resort. Nil, nil is "not mine"; an error ends the
+	// handshake.
+	Managed func(*tls.ClientHelloInfo) (*tls.Certificate, error)
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
 }
@@ -53,6 +65,7 @@ type Set struct {
 	all      []*tls.Certificate
 	fallback *tls.Certificate
 	local    *LocalCA
+	managed  func(*tls.ClientHelloInfo) (*tls.Certificate, error)
 	clients  *clients
 	notes    []string
 }
@@ -63,7 +76,7 @@ func New(o Options) (*Set, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	s := &Set{exact: map[string][]*tls.Certificate{}, wildcard: map[string][]*tls.Certificate{}, local: o.LocalCA}
+	s := &Set{exact: map[string][]*tls.Certificate{}, wildcard: map[string][]*tls.Certificate{}, local: o.LocalCA, managed: o.Managed}
 	for _, p := range o.Config.Pairs {
 		if err := s.add(p, o.Now()); err != nil {
 			return nil, err
@@ -144,6 +157,11 @@ func (s *Set) Certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) 
 			return c, nil
 		}
 	}
+	if s.managed != nil {
+		if c, err := s.managed(hello); c != nil || err != nil {
+			return c, err
+		}
+	}
 	if s.local != nil && LocalName(name) {
 		return s.local.leaf(name)
 	}
@@ -189,24 +207,28 @@ func (s *Set) TLSConfig(protocols []string) *tls.Config {
 			tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256, tls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
 		},
 	}
-	if s.clients.none() {
+	asks := s.clients.asks
+	if asks.nobody() {
 		sealTickets(base)
 		return base
 	}
-	asking := base.Clone()
-	s.clients.ask(asking)
-	sealTickets(base)
-	sealTickets(asking)
-	if s.clients.everywhere() {
-		return asking
-	}
-	base.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-		if s.clients.askedFor(hello.ServerName) {
-			return asking, nil
+	// One configuration for each list of CAs, made when first asked for.
+	var made sync.Map
+	of := func(ask *asking) *tls.Config {
+		if t, ok := made.Load(ask.key); ok {
+			return t.(*tls.Config)
 		}
-		return nil, nil
+		t := base.Clone()
+		s.clients.configure(t, ask)
+		sealTickets(t)
+		first, _ := made.LoadOrStore(ask.key, t)
+		return first.(*tls.Config)
 	}
-	return base
+	outer := of(asks.all).Clone()
+	outer.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		return of(asks.at(hello.ServerName)), nil
+	}
+	return outer
 }
 
 // sealTickets gives a configuration tickets of its own. A session is resumed

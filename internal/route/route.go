@@ -219,3 +219,7 @@ func usesPath(p *policy.Policy) bool {
 	}
 	return len(rules) == 0
 }
+
+// ServerName is the canonical tls_downstream_server_name: the name that clients
+// give in the handshake where it is not the host of from. "" is none.
+func (r *Route) ServerName() string { return r.serverName }
