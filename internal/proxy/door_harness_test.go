@@ -223,7 +223,7 @@ func (d testDoor) start(t testing.TB) *running {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pool, failed := upstream.Build(specs, nil)
+	pool, failed := upstream.Build(specs, nil, nil)
 	if failed != nil {
 		t.Fatal(failed)
 	}

@@ -135,7 +135,7 @@ func (s *Server) build(ctx context.Context, cfg *config.Config, previous *genera
 	if err != nil {
 		return nil, err
 	}
-	pool, failed := upstream.Build(c.specs, previousPool(previous))
+	pool, failed := upstream.Build(c.specs, previousPool(previous), s.log)
 	if len(failed) > 0 {
 		var list problemList
 		for _, f := range failed {
@@ -189,13 +189,14 @@ func (s *Server) build(ctx context.Context, cfg *config.Config, previous *genera
 		Authorizer: s.engine, Env: env, Streams: s.engine,
 		SignInURL: signInURL(service),
 		Pages:     renderer, Decorate: s.decorate(c),
-		AccessLog: access, Metrics: s.metrics, Log: s.log,
+		AccessLog: access, Metrics: s.metrics, Log: s.log, Limiter: s.limiter,
 	}
 	if c.clientCAs {
 		g.proxy.ClientCertificate = certificates.VerifyClient
 	}
 
 	g.start = func() {
+		pool.Start()
 		run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 		done := make(chan struct{})
 		go func() {

@@ -46,7 +46,7 @@ func Check(cfg *config.Config) []config.Problem {
 		return problems
 	}
 	problems = append(problems, c.later...)
-	pool, failed := upstream.Build(c.specs, nil)
+	pool, failed := upstream.Build(c.specs, nil, nil)
 	for _, f := range failed {
 		problems = append(problems, c.problem(f.Slot, f.Err))
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strconv"
 	"syscall"
 	"time"
 )
@@ -19,30 +20,46 @@ type connectError struct{ err error }
 func (e *connectError) Error() string { return e.err.Error() }
 func (e *connectError) Unwrap() error { return e.err }
 
-func (t *Target) dial(ctx context.Context, addr string) (net.Conn, error) {
-	ep := t.byAddr[addr]
-	if ep == nil {
-		return nil, &connectError{fmt.Errorf("no endpoint has the address %s", addr)}
+// dialHost connects to a host. All connections to upstreams begin here: it
+// keeps the guard and the source address.
+func (t *Target) dialHost(ctx context.Context, h *host) (net.Conn, error) {
+	return t.dialPort(ctx, h, 0)
+}
+
+// dialPort is dialHost to another port, unless that is 0 or the host a socket.
+func (t *Target) dialPort(ctx context.Context, h *host, port uint16) (net.Conn, error) {
+	addr := h.addr
+	if port != 0 && h.endpoint.network == "tcp" {
+		ip, _, err := net.SplitHostPort(addr)
+		if err != nil {
+			return nil, &connectError{err}
+		}
+		addr = net.JoinHostPort(ip, strconv.Itoa(int(port)))
 	}
 	d := net.Dialer{Timeout: connectTimeout}
 	if t.guard != nil {
 		d.ControlContext = t.guard.check
 	}
-	c, err := d.DialContext(ctx, ep.network, ep.dial)
+	c, err := d.DialContext(ctx, h.endpoint.network, addr)
 	if err != nil {
 		return nil, &connectError{err}
 	}
 	return c, nil
 }
 
-func (t *Target) dialTLS(ctx context.Context, addr string, settings *tlsSettings, alpn []string) (net.Conn, error) {
+// tlsConfigFor is how to speak TLS with a host.
+func (t *Target) tlsConfigFor(h *host, alpn []string) *tls.Config {
+	return t.tls.config(h.endpoint.tlsName, alpn)
+}
+
+func (t *Target) dialTLS(ctx context.Context, h *host, alpn []string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
-	raw, err := t.dial(ctx, addr)
+	raw, err := t.dialHost(ctx, h)
 	if err != nil {
 		return nil, err
 	}
-	c := tls.Client(raw, settings.config(t.byAddr[addr].tlsName, alpn))
+	c := tls.Client(raw, t.tlsConfigFor(h, alpn))
 	if err := c.HandshakeContext(ctx); err != nil {
 		raw.Close()
 		return nil, &connectError{&tlsError{err}}

@@ -65,18 +65,18 @@ type door struct {
 	target  *Target
 	edits   func(*http.Request) *exchange.HeaderEdits
 	options Options
-	results chan outcome
+	results chan exchanged
 	cut     context.CancelCauseFunc // of the last exchange
 }
 
-type outcome struct {
+type exchanged struct {
 	Result
 	err error
 }
 
 func newDoor(t *testing.T, target *Target) *door {
 	t.Helper()
-	d := &door{target: target, results: make(chan outcome, 1000)}
+	d := &door{target: target, results: make(chan exchanged, 1000)}
 	d.Server = httptest.NewUnstartedServer(d)
 	d.Config.ErrorLog = nil
 	d.Start()
@@ -98,7 +98,7 @@ func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	target := d.target
 	d.mu.Unlock()
 	result, err := RoundTrip(ctx, target, edits, v, x, d.options)
-	d.results <- outcome{result, err}
+	d.results <- exchanged{result, err}
 	switch {
 	case err == nil:
 	case result.Tunnel:
@@ -120,14 +120,14 @@ func (d *door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func (d *door) outcome(t *testing.T) outcome {
+func (d *door) outcome(t *testing.T) exchanged {
 	t.Helper()
 	select {
 	case o := <-d.results:
 		return o
 	case <-time.After(20 * time.Second):
 		t.Fatal("no outcome")
-		return outcome{}
+		return exchanged{}
 	}
 }
 
@@ -296,7 +296,7 @@ func target(t *testing.T, spec Spec, to ...string) *Target {
 		fmt.Sscan(weight, &e.Weight)
 		spec.Endpoints = append(spec.Endpoints, e)
 	}
-	p, failed := Build([]Spec{spec}, nil)
+	p, failed := Build([]Spec{spec}, nil, nil)
 	if failed != nil {
 		t.Fatal(failed[0].Err)
 	}

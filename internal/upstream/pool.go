@@ -5,7 +5,8 @@
 // configuration. Targets whose settings did not change keep their connections
 // from one Pool to the next:
 //
-//	pool, failed := upstream.Build(specs, previous)
+//	pool, failed := upstream.Build(specs, previous, log)
+//	pool.Start() // health checks
 //	...
 //	result, err := upstream.RoundTrip(ctx, pool.Target(slot), edits, view, exchange, options)
 //
@@ -15,21 +16,16 @@
 package upstream
 
 import (
-	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
+	"log/slog"
 	"net/http"
 	"net/netip"
-	"net/url"
-	"path"
-	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 )
 
 // Spec is what a route says about its upstream.
@@ -44,6 +40,12 @@ type Spec struct {
 	// API or a cluster (decisions.md 27).
 	Guarded   bool
 	DialAllow []netip.Prefix
+	// ID, if not empty, identifies everything in the spec: specs with the same
+	// ID are the same. Without it, what they say is compared.
+	ID string
+	// HealthChecks and Outlier judge the hosts; none and nil judge nothing.
+	HealthChecks []HealthCheck
+	Outlier      *Outlier
 }
 
 // TLS is how to speak TLS with an upstream. All fields are optional.
@@ -87,6 +89,9 @@ func SpecOf(c RouteConfig, webSockets bool, extraRoots []byte) Spec {
 
 // hash identifies everything that makes two specs different.
 func (s *Spec) hash() string {
+	if s.ID != "" {
+		return "id:" + s.ID
+	}
 	endpoints := make([]string, len(s.Endpoints))
 	for i, e := range s.Endpoints {
 		endpoints[i] = fmt.Sprintf("%s,%d", e.URL, e.Weight)
@@ -123,7 +128,10 @@ func (e SpecError) Unwrap() error { return e.Err }
 // target. Targets of previous (which may be nil) whose spec is the same are
 // shared with it. On failure every spec at fault is reported and nothing is
 // left open; previous is untouched in either case.
-func Build(specs []Spec, previous *Pool) (*Pool, []SpecError) {
+func Build(specs []Spec, previous *Pool, log *slog.Logger) (*Pool, []SpecError) {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
 	known := map[string]*Target{}
 	if previous != nil {
 		for _, t := range previous.targets {
@@ -142,7 +150,7 @@ func Build(specs []Spec, previous *Pool) (*Pool, []SpecError) {
 		t := known[id]
 		if t == nil || !t.retain() {
 			var err error
-			if t, err = newTarget(&specs[i], id); err != nil {
+			if t, err = newTarget(&specs[i], id, log); err != nil {
 				failed = append(failed, SpecError{i, err})
 				continue
 			}
@@ -165,6 +173,19 @@ func (p *Pool) Target(slot int) *Target {
 	return p.targets[slot]
 }
 
+// Start begins the health checks of targets that no earlier pool has started.
+// A pool that is only built, to see whether it can be, touches no network.
+func (p *Pool) Start() {
+	if p == nil {
+		return
+	}
+	for _, t := range p.targets {
+		if t != nil {
+			t.start()
+		}
+	}
+}
+
 // Close lets go of the pool's targets. Those that no other pool shares close
 // their idle connections; exchanges under way are not disturbed.
 func (p *Pool) Close() {
@@ -181,31 +202,23 @@ func (p *Pool) Close() {
 // Target is the compiled `to` of a route. It is safe for concurrent use.
 type Target struct {
 	id        string
+	log       *slog.Logger
 	endpoints []*endpoint
-	byAddr    map[string]*endpoint
 	guard     *dialGuard
-
-	// plain carries ordinary exchanges; upgrades opens a connection per
-	// exchange and speaks HTTP/1.1 only.
-	plain, upgrades *http.Transport
+	tls       *tlsSettings
+	protocols http.Protocols // of ordinary exchanges
+	checked   bool           // has health checks
+	monitors  []monitor
 
 	refs atomic.Int64
 
-	mu     sync.Mutex // of the weights
-	single bool
-}
+	hosts   atomic.Pointer[hostSet] // nil until names were first resolved
+	version atomic.Uint64           // counts changes to hosts and their state
+	balance atomic.Pointer[balance]
 
-// endpoint is one place to send to.
-type endpoint struct {
-	name    string // as the operator wrote it
-	scheme  string // http or https, for Transport
-	addr    string // host:port, the key of Transport's pools
-	host    string // Host header unless the route sets one
-	tlsName string
-	network string // tcp or unix
-	dial    string // host:port or socket path
-
-	weight, current int // smooth weighted round robin
+	mu      sync.Mutex // of changes to hosts and balance, and of the flags below
+	started bool
+	closed  bool
 }
 
 // Endpoints gives the target's endpoints as configured, for status pages.
@@ -217,154 +230,104 @@ func (t *Target) Endpoints() []string {
 	return names
 }
 
-func newTarget(s *Spec, id string) (*Target, error) {
-	t := &Target{id: id, byAddr: map[string]*endpoint{}}
+func newTarget(s *Spec, id string, log *slog.Logger) (*Target, error) {
+	t := &Target{id: id, log: log, checked: len(s.HealthChecks) > 0}
 	t.refs.Store(1)
 	if s.Guarded {
 		t.guard = &dialGuard{allow: s.DialAllow}
 	}
-	var clear, h2c, secure int
+	if err := t.addEndpoints(s); err != nil {
+		return nil, err
+	}
+	var err error
+	if t.tls, err = s.TLS.clientConfig(); err != nil {
+		return nil, err
+	}
+	if t.checked {
+		m, err := newHealthChecks(t, s.HealthChecks, log)
+		if err != nil {
+			return nil, fmt.Errorf("health_checks: %w", err)
+		}
+		if m != nil {
+			t.monitors = append(t.monitors, m)
+		}
+	}
+	if s.Outlier != nil {
+		m, err := newOutlierDetector(t, s.Outlier)
+		if err != nil {
+			return nil, fmt.Errorf("outlier_detection: %w", err)
+		}
+		if m != nil {
+			t.monitors = append(t.monitors, m)
+		}
+	}
+	t.fixHosts()
+	return t, nil
+}
+
+func (t *Target) addEndpoints(s *Spec) error {
+	var h2c, secure, h3 int
 	for i, e := range s.Endpoints {
 		ep, err := newEndpoint(e, i)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if ep.network == "unix" {
 			if len(s.Endpoints) > 1 {
-				return nil, fmt.Errorf("to: %s is a socket and must be the only endpoint", ep.name)
+				return fmt.Errorf("to: %s is a socket and must be the only endpoint", ep.name)
 			}
 			if s.Guarded {
-				return nil, fmt.Errorf("to: %s is a socket, which this kind of route may not use", ep.name)
+				return fmt.Errorf("to: %s is a socket, which this kind of route may not use", ep.name)
 			}
 		}
 		if (e.Weight == 0) != (s.Endpoints[0].Weight == 0) {
-			return nil, errors.New("to: give all endpoints a weight or none")
+			return errors.New("to: give all endpoints a weight or none")
 		}
 		switch {
 		case ep.scheme == "https":
 			secure++
-		case e.URL.Scheme == "h2c":
+		case ep.scheme == "h3":
+			h3++
+		case ep.cleartxt:
 			h2c++
-		default:
-			clear++
 		}
 		t.endpoints = append(t.endpoints, ep)
-		t.byAddr[ep.addr] = ep
-	}
-	t.single = len(t.endpoints) == 1
-
-	configs, err := s.TLS.clientConfig()
-	if err != nil {
-		return nil, err
 	}
 	// configuration.md §3.2: all TLS: ALPN chooses; all h2c: HTTP/2; any
 	// mixture, or WebSockets: HTTP/1.1.
-	var protocols http.Protocols
-	switch n := len(t.endpoints); {
+	n := len(t.endpoints)
+	if h3 != 0 && h3 != n {
+		return errors.New("to: h3 endpoints cannot be mixed with others")
+	}
+	switch {
 	case s.WebSockets:
-		protocols.SetHTTP1(true)
+		t.protocols.SetHTTP1(true)
 	case secure == n:
-		protocols.SetHTTP1(true)
-		protocols.SetHTTP2(true)
+		t.protocols.SetHTTP1(true)
+		t.protocols.SetHTTP2(true)
 	case h2c == n:
-		protocols.SetUnencryptedHTTP2(true)
+		t.protocols.SetUnencryptedHTTP2(true)
 	default:
-		protocols.SetHTTP1(true)
+		t.protocols.SetHTTP1(true)
 	}
-	t.plain = t.newTransport(protocols, configs)
-	var h1 http.Protocols
-	h1.SetHTTP1(true)
-	t.upgrades = t.newTransport(h1, configs)
-	t.upgrades.DisableKeepAlives = true
-	return t, nil
+	return nil
 }
 
-// newEndpoint reads one URL of `to`.
-func newEndpoint(e Endpoint, index int) (*endpoint, error) {
-	if e.URL == nil {
-		return nil, errors.New("to: empty endpoint; write a URL such as https://app:8443")
+// start begins health checks, once.
+func (t *Target) start() {
+	if len(t.monitors) == 0 {
+		return
 	}
-	u := e.URL
-	ep := &endpoint{name: u.Redacted(), weight: max(int(e.Weight), 1), network: "tcp"}
-	port := "80"
-	switch u.Scheme {
-	case "http", "h2c":
-		ep.scheme = "http"
-	case "https":
-		ep.scheme, port = "https", "443"
-	case "unix", "http+unix", "https+unix":
-		ep.network = "unix"
-		ep.scheme = "http"
-		if u.Scheme == "https+unix" {
-			ep.scheme = "https"
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.started || t.closed {
+		return
+	}
+	t.started = true
+	if set := t.hosts.Load(); set != nil {
+		for _, m := range t.monitors {
+			m.hostsChanged(set.hosts)
 		}
-		if ep.dial = socketPath(u); ep.dial == "" {
-			return nil, fmt.Errorf("to: %s names no socket; write %s:///path/to/socket", ep.name, u.Scheme)
-		}
-		// A name that resolves nowhere: only our own dialler knows it.
-		ep.host, ep.tlsName = "localhost", "localhost"
-		ep.addr = fmt.Sprintf("socket-%d.invalid:%s", index, port)
-		return ep, nil
-	case "tcp", "udp", "ssh":
-		return nil, fmt.Errorf("to: %s: %s upstreams are not served yet; remove the route or use an http, https, h2c or unix upstream", ep.name, u.Scheme)
-	default:
-		return nil, fmt.Errorf("to: %s has an unknown scheme; use http, https, h2c, unix or https+unix", ep.name)
-	}
-	host := u.Hostname()
-	if host == "" {
-		return nil, fmt.Errorf("to: %s names no host", ep.name)
-	}
-	if u.Port() != "" {
-		port = u.Port()
-	}
-	ep.host, ep.tlsName = u.Host, host
-	ep.addr = net.JoinHostPort(strings.ToLower(host), port)
-	ep.dial = ep.addr
-	if strings.EqualFold(host, "localhost") {
-		ep.dial = net.JoinHostPort("127.0.0.1", port) // configuration.md §2.15
-	}
-	return ep, nil
-}
-
-// socketPath reads unix:///run/app.sock, and unix:/run/app.sock.
-func socketPath(u *url.URL) string {
-	p := u.Path
-	if p == "" {
-		p = u.Opaque
-	}
-	if p == "" || u.Host != "" && u.Host != "." {
-		return ""
-	}
-	return path.Clean(p)
-}
-
-func (t *Target) newTransport(p http.Protocols, tlsFor *tlsSettings) *http.Transport {
-	alpn := []string{"http/1.1"}
-	if p.HTTP2() {
-		alpn = []string{"h2", "http/1.1"}
-	}
-	return &http.Transport{
-		Protocols: &p,
-		DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
-			c, err := t.dial(ctx, addr)
-			if err != nil || p.UnencryptedHTTP2() {
-				return c, err
-			}
-			return newResponseGuard(c), nil
-		},
-		DialTLSContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
-			return t.dialTLS(ctx, addr, tlsFor, alpn)
-		},
-		DisableCompression:     true,
-		MaxIdleConnsPerHost:    1024,
-		IdleConnTimeout:        60 * time.Second,
-		ExpectContinueTimeout:  time.Second,
-		MaxResponseHeaderBytes: maxHeadBytes + 4096, // the guard counts first
-		HTTP2: &http.HTTP2Config{
-			// Notice a dead connection before its streams time out.
-			SendPingTimeout: 30 * time.Second,
-			PingTimeout:     15 * time.Second,
-		},
 	}
 }
 
@@ -382,32 +345,18 @@ func (t *Target) retain() bool {
 }
 
 func (t *Target) release() {
-	if t.refs.Add(-1) == 0 {
-		t.plain.CloseIdleConnections()
-		t.upgrades.CloseIdleConnections()
-	}
-}
-
-// pick chooses the next endpoint by smooth weighted round robin: each gets
-// its share, spread out evenly. not is left out if there is another one.
-func (t *Target) pick(not *endpoint) *endpoint {
-	if t.single {
-		return t.endpoints[0]
+	if t.refs.Add(-1) != 0 {
+		return
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var best *endpoint
-	total := 0
-	for _, e := range t.endpoints {
-		if e == not {
-			continue
-		}
-		total += e.weight
-		e.current += e.weight
-		if best == nil || e.current > best.current {
-			best = e
+	t.closed = true
+	for _, m := range t.monitors {
+		m.close()
+	}
+	if set := t.hosts.Load(); set != nil {
+		for _, h := range set.hosts {
+			h.retire()
 		}
 	}
-	best.current -= total
-	return best
 }

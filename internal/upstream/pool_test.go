@@ -54,7 +54,7 @@ func TestBuildRefuses(t *testing.T) {
 		{"wrong key", "does not match", Spec{Endpoints: endpoints(t, "https://a"), TLS: TLS{ClientCert: otherCert, ClientKey: key}}},
 		{"socket for a guarded route", "may not use", Spec{Endpoints: endpoints(t, "unix:///a"), Guarded: true}},
 	} {
-		p, failed := Build([]Spec{{}, tc.spec}, nil)
+		p, failed := Build([]Spec{{}, tc.spec}, nil, nil)
 		if p != nil || len(failed) != 1 || failed[0].Slot != 1 || !strings.Contains(failed[0].Error(), tc.says) {
 			t.Errorf("%s: %v", tc.name, failed)
 		}
@@ -103,10 +103,10 @@ func TestReuseOverRebuild(t *testing.T) {
 		}
 	})
 	spec := Spec{Endpoints: endpoints(t, to)}
-	one, _ := Build([]Spec{spec}, nil)
+	one, _ := Build([]Spec{spec}, nil, nil)
 	d := newDoor(t, one.Target(0))
 	get(t, d.URL)
-	two, _ := Build([]Spec{{}, spec}, one) // same route, other slot
+	two, _ := Build([]Spec{{}, spec}, one, nil) // same route, other slot
 	if two.Target(1) != one.Target(0) || two.Target(0) != nil || two.Target(2) != nil {
 		t.Fatal("target not shared")
 	}
@@ -118,41 +118,20 @@ func TestReuseOverRebuild(t *testing.T) {
 	}
 	changed := spec
 	changed.WebSockets = true
-	three, _ := Build([]Spec{changed}, two)
+	three, _ := Build([]Spec{changed}, two, nil)
 	defer three.Close()
 	if three.Target(0) == two.Target(1) {
 		t.Error("changed target shared")
 	}
-	if p, failed := Build([]Spec{spec, {Endpoints: endpoints(t, "ftp://x")}}, two); p != nil || failed == nil {
+	if p, failed := Build([]Spec{spec, {Endpoints: endpoints(t, "ftp://x")}}, two, nil); p != nil || failed == nil {
 		t.Error("built")
 	}
 	get(t, d.URL) // a failed build took nothing away
 	two.Close()
-	if four, _ := Build([]Spec{spec}, two); four.Target(0) == two.Target(1) {
+	if four, _ := Build([]Spec{spec}, two, nil); four.Target(0) == two.Target(1) {
 		t.Error("closed target shared")
 	} else {
 		four.Close()
-	}
-}
-
-func TestWeights(t *testing.T) {
-	tg := target(t, Spec{}, "http://a,5", "http://b,1", "http://c,4")
-	var order strings.Builder
-	for range 10 {
-		order.WriteString(strings.TrimPrefix(tg.pick(nil).name, "http://"))
-	}
-	s := order.String()
-	if strings.Count(s, "a") != 5 || strings.Count(s, "b") != 1 || strings.Count(s, "c") != 4 {
-		t.Errorf("order %s", s)
-	}
-	if strings.Contains(s, "aaa") || strings.Contains(s, "ccc") {
-		t.Errorf("not spread: %s", s)
-	}
-	tg = target(t, Spec{}, "http://a", "http://b")
-	for range 5 {
-		if tg.pick(tg.endpoints[0]) != tg.endpoints[1] {
-			t.Error("picked the one to leave out")
-		}
 	}
 }
 
@@ -295,7 +274,7 @@ func BenchmarkRoundTrip(b *testing.B) {
 	go srv.Serve(ln)
 	defer srv.Close()
 	u, _ := url.Parse("http://" + ln.Addr().String())
-	p, _ := Build([]Spec{{Endpoints: []Endpoint{{URL: u}}}}, nil)
+	p, _ := Build([]Spec{{Endpoints: []Endpoint{{URL: u}}}}, nil, nil)
 	defer p.Close()
 	r, _ := http.NewRequest("GET", "/", nil)
 	r.RequestURI = "/"

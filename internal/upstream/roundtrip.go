@@ -153,7 +153,7 @@ type trip struct {
 	began  time.Time
 	isHead bool
 
-	ep      *endpoint
+	host    *host
 	result  Result
 	moved   atomic.Int64 // when bytes last moved, since began, in ns
 	writing atomic.Bool  // a write to the client may be blocking
@@ -170,41 +170,70 @@ type trip struct {
 
 func (e *trip) run(edits *exchange.HeaderEdits) error {
 	e.startIdleClock()
-	var resp *http.Response
-	var out *outgoing
-	for try := 0; ; try++ {
-		e.ep = e.t.pick(e.ep)
-		e.result.Endpoint = e.ep.name
-		var err error
-		if out, err = newRequest(e.ctx, e.ep, edits, e.v, e.x, e.o); err != nil {
-			return err
-		}
-		e.clocks.Lock()
-		e.body = out.body
-		e.clocks.Unlock()
-		if out.body != nil {
-			out.body.touched, out.body.ended = e.touch, e.startHeadClock
-		} else {
-			e.startHeadClock()
-		}
-		resp, err = e.send(out)
-		if err == nil {
-			break
-		}
-		// Another endpoint may take what this one did not even connect for.
-		var connecting *connectError
-		if try == 0 && !e.t.single && errors.As(err, &connecting) && e.ctx.Err() == nil && (e.body == nil || !e.body.begun.Load()) {
-			continue
-		}
+	if _, err := e.t.ready(e.ctx); err != nil {
 		return err
 	}
+	for try := 0; ; try++ {
+		h := e.t.pick(e.host)
+		if h == nil {
+			return &Error{Kind: ErrUnreachable, Detail: "no endpoint of the route is healthy"}
+		}
+		again, err := e.try(h, edits, try)
+		if !again {
+			return err
+		}
+	}
+}
+
+// try makes one attempt on a host, and reports whether another may follow.
+func (e *trip) try(h *host, edits *exchange.HeaderEdits, try int) (again bool, err error) {
+	e.host = h
+	e.result.Endpoint = h.endpoint.name
+	h.enter()
+	defer h.leave()
+	out, err := newRequest(e.ctx, h.endpoint, edits, e.v, e.x, e.o)
+	if err != nil {
+		return false, err
+	}
+	e.clocks.Lock()
+	e.body = out.body
+	e.clocks.Unlock()
+	if out.body != nil {
+		out.body.touched, out.body.ended = e.touch, e.startHeadClock
+	} else {
+		e.startHeadClock()
+	}
+	resp, err := e.send(out)
+	if err != nil {
+		e.observe(h, 0, err)
+		// Another endpoint may take what this one did not even connect for.
+		var connecting *connectError
+		again = try == 0 && errors.As(err, &connecting) && e.ctx.Err() == nil && (e.body == nil || !e.body.begun.Load())
+		return again, err
+	}
+	e.observe(h, resp.StatusCode, nil)
 	e.headArrived()
 	e.result.Head = time.Since(e.began)
 	if resp.StatusCode == http.StatusSwitchingProtocols {
-		return e.tunnel(out, resp)
+		return false, e.tunnel(out, resp)
 	}
 	defer resp.Body.Close()
-	return e.forward(resp)
+	return false, e.forward(resp)
+}
+
+// observe tells the target's monitors how a try ended, unless it was the
+// client or we who ended it.
+func (e *trip) observe(h *host, status int, err error) {
+	if len(e.t.monitors) == 0 {
+		return
+	}
+	if err != nil {
+		cause := context.Cause(e.ctx)
+		if cause != nil && !errors.Is(cause, errTimeout) && !errors.Is(cause, errIdle) || e.body.clientError() != nil {
+			return
+		}
+	}
+	e.t.observe(h, outcome{status: status, local: err != nil, gateway: status >= 502 && status <= 504})
 }
 
 func (e *trip) send(out *outgoing) (*http.Response, error) {
@@ -232,10 +261,14 @@ func (e *trip) send(out *outgoing) (*http.Response, error) {
 		trace.Got100Continue = func() { b.goAhead.Store(true) }
 	}
 	out.req = out.req.WithContext(httptrace.WithClientTrace(e.ctx, trace))
-	if out.upgrade != "" {
-		return e.t.upgrades.RoundTrip(out.req)
+	l, err := e.t.linksOf(e.host)
+	if err != nil {
+		return nil, &connectError{err}
 	}
-	return e.t.plain.RoundTrip(out.req)
+	if out.upgrade != "" {
+		return l.upgrades.RoundTrip(out.req)
+	}
+	return l.plain.RoundTrip(out.req)
 }
 
 // forward sends an ordinary response.

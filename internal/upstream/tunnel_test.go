@@ -189,12 +189,12 @@ func TestExtendedConnect(t *testing.T) {
 	r.Header.Set("Sec-Websocket-Version", "13")
 	client, ours := net.Pipe()
 	x := &connectExchange{conn: ours}
-	done := make(chan outcome, 1)
+	done := make(chan exchanged, 1)
 	go func() {
 		size := int64(-1)
 		result, err := RoundTrip(t.Context(), tg, &exchange.HeaderEdits{Path: "/ws"}, &testView{r: r, protocol: "websocket", proto: exchange.HTTP2, size: &size}, x,
 			Options{Upgrades: []string{"websocket"}})
-		done <- outcome{result, err}
+		done <- exchanged{result, err}
 	}()
 	got := make([]byte, 5)
 	io.ReadFull(client, got)
