@@ -144,9 +144,20 @@ func (s *Set) add(p KeyPair, now time.Time) error {
 	return nil
 }
 
+// Has tells whether a configured certificate serves a name, so that none need
+// be got for it.
+func (s *Set) Has(name string) bool {
+	name = strings.ToLower(strings.TrimSuffix(name, "."))
+	if len(s.exact[name]) > 0 {
+		return true
+	}
+	i := strings.IndexByte(name, '.')
+	return i >= 0 && len(s.wildcard[name[i:]]) > 0
+}
+
 // Certificate gives the certificate for a handshake: for the exact name, a
-// wildcard, from the local CA, or else the first one configured. Among several
-// for one name, the first whose key type the client supports.
+// wildcard, obtained, from the local CA, or else the first one configured.
+// Among several for one name, the first whose key type the client supports.
 func (s *Set) Certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 	name := strings.ToLower(strings.TrimSuffix(hello.ServerName, "."))
 	if c := supported(s.exact[name], hello); c != nil {

@@ -34,6 +34,7 @@ func (d *decoder) check() {
 	d.checkTelemetry()
 	d.checkUpstream()
 	d.checkFeatures()
+	d.checkRateLimits(d.cfg.Proxy.RateLimit, "rate_limit")
 	d.checkRoutes()
 }
 
@@ -218,9 +219,9 @@ func (d *decoder) checkCertificates() {
 	}
 	if scheme, _, ok := strings.Cut(c.AutocertDir, "://"); ok {
 		switch strings.ToLower(scheme) {
-		case "s3", "gs":
+		case "s3", "gs", "records":
 		default:
-			d.bad("autocert_dir", "the scheme "+shorten(scheme)+" is not known", "write a directory, s3:// or gs://")
+			d.bad("autocert_dir", "the scheme "+shorten(scheme)+" is not known", "write a directory, s3://, gs:// or records://")
 		}
 	}
 }

@@ -162,6 +162,8 @@ func (d *decoder) resolveFiles(files *fileSet) {
 	d.pemPair(files, "certificate_authority", &c.Certs.CertificateAuthority, c.Certs.CertificateAuthorityFile, pairAdded)
 	d.pemPair(files, "metrics_client_ca", &c.Telemetry.MetricsClientCA, c.Telemetry.MetricsClientCAFile, pairInline)
 	d.metricsPair(files)
+	d.textFile(files, "autocert_dns_tsig_secret", &c.Certs.AutocertDNSTSIGSecret, c.Certs.AutocertDNSTSIGSecretFile)
+	d.textFile(files, "autocert_dns_webhook_secret", &c.Certs.AutocertDNSWebhookSecret, c.Certs.AutocertDNSWebhookSecretFile)
 	if c.Certs.AutocertTrustedCAFile != "" {
 		files.unwatched[c.Certs.AutocertTrustedCAFile] = true
 	}
@@ -186,6 +188,20 @@ func (d *decoder) resolveFiles(files *fileSet) {
 				r.Extra.KubernetesToken = strings.TrimRight(string(b), "\r\n")
 			}
 		}
+	}
+}
+
+// textFile reads a secret of one line; it and the inline key exclude each other.
+func (d *decoder) textFile(files *fileSet, key string, value *string, name string) {
+	if name == "" {
+		return
+	}
+	if *value != "" {
+		d.bad(key+"_file", key+" is set, too", "keep one of them")
+		return
+	}
+	if b, ok := d.fileAt(files, key+"_file", name, false); ok {
+		*value = strings.TrimSpace(string(b))
 	}
 }
 
