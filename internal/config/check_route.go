@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"postern/internal/policy"
+	"postern/internal/proxy"
 	"postern/internal/route"
 	"postern/internal/upstream"
 )
@@ -62,6 +63,7 @@ func (d *decoder) checkRoute(r *Route) {
 	}
 	d.checkAction(r, p)
 	d.checkRewrite(r, p)
+	d.checkRateLimits(r.Proxy.RateLimit, p+"rate_limit")
 	d.checkRouteTLS(r, p)
 	d.checkHealth(r, p)
 	d.checkAccess(r, p)
@@ -154,6 +156,12 @@ func (d *decoder) checkRewrite(r *Route, p string) {
 		if up != "" && !isUpgrade(up) {
 			d.bad(indexed(p+"allow_upgrades", i), shorten(up)+" is not the name of a protocol", "write a token such as websocket")
 		}
+	}
+}
+
+func (d *decoder) checkRateLimits(list []proxy.RateLimit, path string) {
+	if i, err := proxy.CheckRateLimits(list); err != nil {
+		d.bad(indexed(path, i), err.Error(), "")
 	}
 }
 

@@ -120,6 +120,10 @@ func (c *Config) resolveRoute(r *Route) {
 		Upgrades:        allowed,
 		Websockets:      websockets,
 		ResponseHeaders: mergeHeaders(c.Proxy.SetResponseHeaders, r.Proxy.SetResponseHeaders),
+		RateLimit:       c.Proxy.RateLimit,
+	}
+	if r.Proxy.RateLimit != nil {
+		r.Proxy.Resolved.RateLimit = r.Proxy.RateLimit
 	}
 
 	a := &r.Authz

@@ -88,6 +88,7 @@ type ErrorPage struct {
 	ShowDetails       bool   // the route has show_error_details
 	Denial            Denial // shown only with ShowDetails
 	RetryAfter        time.Duration
+	GRPCStatus        int           // for gRPC clients; 0: by status
 	TimeoutKey        string        // Timeout: the configuration key that cut it
 	Waited            time.Duration // Timeout: how long the upstream was given
 	Cause             LoopCause
@@ -161,9 +162,9 @@ func (r *Renderer) Error(w http.ResponseWriter, req *http.Request, p ErrorPage) 
 			sendJSON(w, req, status, proxyError{RequestID: p.RequestID, Status: status, StatusText: p.reason(status)})
 		}
 	case client == GRPCClient:
-		sendGRPC(w, req, status, "application/grpc+json", p.reason(status))
+		sendGRPC(w, req, status, "application/grpc+json", &p)
 	case client == GRPCWebClient:
-		sendGRPC(w, req, status, "application/grpc-web+json", p.reason(status))
+		sendGRPC(w, req, status, "application/grpc-web+json", &p)
 	default:
 		if p.Source == FromPolicy {
 			w.Header().Set("X-Pomerium-Intercepted-Response", "true")
@@ -238,10 +239,14 @@ func sendJSON(w http.ResponseWriter, req *http.Request, status int, v any) {
 
 // sendGRPC answers as a gRPC response of headers alone: the HTTP status is
 // kept and the gRPC status is derived from it.
-func sendGRPC(w http.ResponseWriter, req *http.Request, status int, contentType, message string) {
+func sendGRPC(w http.ResponseWriter, req *http.Request, status int, contentType string, p *ErrorPage) {
 	h := w.Header()
-	h.Set("Grpc-Status", strconv.Itoa(grpcStatus(status)))
-	h.Set("Grpc-Message", grpcMessage(message))
+	code := p.GRPCStatus
+	if code == 0 {
+		code = grpcStatus(status)
+	}
+	h.Set("Grpc-Status", strconv.Itoa(code))
+	h.Set("Grpc-Message", grpcMessage(p.reason(status)))
 	send(w, req, status, contentType, nil)
 }
 

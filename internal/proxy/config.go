@@ -41,7 +41,9 @@ type Config struct {
 	UseProxyProtocol             bool              `key:"use_proxy_protocol" status:"acts" doc:"Require a PROXY protocol v1 or v2 header on TCP listeners."`
 	CodecType                    string            `key:"codec_type" default:"auto" enum:"auto|http1|http2|http3" status:"acts" doc:"HTTP versions offered to clients. http3 (QUIC) is understood but not yet served; auto is used instead."`
 	HTTP3AdvertisePort           uint32            `key:"http3_advertise_port" status:"accepted" doc:"Port named in the alt-svc header for HTTP/3; the port of address if unset."`
-	Engine                       string            `key:"engine" default:"auto" enum:"auto|fast|reference" status:"accepted" doc:"Which HTTP engine serves requests. reference is built on net/http; auto picks."`
+	// RateLimit is nil where no limit is set.
+	RateLimit []RateLimit `key:"rate_limit" section:"ours" narrows:"true" status:"acts" doc:"Limits of the rate of requests, one or a list, for every route that sets none of its own; each route counts by itself."`
+	Engine    string      `key:"engine" default:"auto" enum:"auto|fast|reference" status:"accepted" doc:"Which HTTP engine serves requests. reference is built on net/http; auto picks."`
 }
 
 // RouteConfig holds the per-route settings that the HTTP door obeys.
@@ -77,6 +79,9 @@ type RouteConfig struct {
 	AllowSPDY       bool           `key:"allow_spdy" status:"acts" doc:"Let SPDY/3.1 upgrades through (kubectl exec and port-forward)."`
 	AllowUpgrades   []string       `key:"allow_upgrades" status:"acts" doc:"HTTP Upgrade types let through; replaces the global list."`
 
+	// RateLimit is nil where the route inherits, and empty where it has none.
+	RateLimit []RateLimit `key:"rate_limit" section:"ours" narrows:"true" status:"acts" doc:"Limits of the rate of requests, one or a list; replaces the global rate_limit, and an empty list is no limit. One request too many is answered 429."`
+
 	// Resolved is computed while loading from the keys above and the global ones.
 	Resolved Resolved `key:"-"`
 }
@@ -91,6 +96,16 @@ type Redirect struct {
 	PrefixRewrite  *string `key:"prefix_rewrite" status:"acts" doc:"Replaces the matched prefix in the redirect target."`
 	ResponseCode   *int    `key:"response_code" default:"301" status:"acts" doc:"Status of the redirect: 301, 302, 303, 307 or 308."`
 	StripQuery     *bool   `key:"strip_query" status:"acts" doc:"Leave the query out of the redirect target."`
+}
+
+// RateLimit allows so many requests in so much time. It is a bucket that holds
+// Burst requests and fills at the rate of Requests per Per.
+type RateLimit struct {
+	Name     string        `key:"name" status:"acts" doc:"Name of the limit in the RateLimit headers; the value of by if unset."`
+	Requests uint32        `key:"requests" status:"acts" doc:"How many requests are allowed per the time of per."`
+	Per      time.Duration `key:"per" default:"1m" status:"acts" doc:"The time for requests, in whole seconds."`
+	Burst    uint32        `key:"burst" status:"acts" doc:"How many requests may come at once after a pause; as many as requests if unset."`
+	By       string        `key:"by" default:"identity" enum:"identity|ip|route" status:"acts" doc:"Who is counted: identity is each person and service account, and by address whoever is not signed in or not let in; ip is each client address (IPv6: each /64), before anything is decided; route is everybody let in together."`
 }
 
 // Response is the fixed answer of a route.
@@ -115,6 +130,7 @@ type Resolved struct {
 	Upgrades        []string          // Upgrade types let through, lower case
 	Websockets      bool              // Upgrades holds "websocket"
 	ResponseHeaders map[string]string // route headers over global ones
+	RateLimit       []RateLimit       // the route's, else the global ones
 }
 
 // String spells the redirect out; equal redirects have equal spellings.

@@ -55,7 +55,9 @@ type call struct {
 	ask      authz.Request
 	decision authz.Decision
 	decided  bool
-	body     exchange.BodySource // what a hook left of the body; nil: x's own
+	// standings is what the rate limits of the route say of this request.
+	standings standings
+	body      exchange.BodySource // what a hook left of the body; nil: x's own
 
 	forwarded bool
 	result    upstream.Result
@@ -127,6 +129,9 @@ func (c *call) serve() {
 		return
 	}
 
+	if !c.withinLimits(beforeDecision) {
+		return
+	}
 	c.ask = authz.Request{View: view, Route: rt, SignInHost: c.match.SignIn, Env: g.Env}
 	if hook := c.target.Hook; hook != nil {
 		var err error
@@ -136,6 +141,9 @@ func (c *call) serve() {
 		}
 	}
 	c.decide()
+	if at, counted := stageOf(c.decision.Outcome); counted && !c.withinLimits(at) {
+		return
+	}
 	if c.decision.Outcome != authz.Allow {
 		c.refuse()
 		return
@@ -265,6 +273,7 @@ func (c *call) local(handler func(http.ResponseWriter, *http.Request)) {
 		h.Set(f.Name, f.Value)
 	}
 	h.Set("X-Request-Id", c.view.id)
+	c.showLimits(h)
 	if c.x.body != nil && c.r.ProtoMajor == 1 && c.match.Own == route.OwnNone {
 		// The body was not read and will not be: what follows it is unknown.
 		h.Set("Connection", "close")

@@ -117,6 +117,7 @@ func (c *call) onResponse(head *upstream.ResponseHead) error {
 		}
 	}
 	head.Fields = append(kept, exchange.Field{Name: "X-Request-Id", Value: c.view.id})
+	head.Fields = c.standings.appendTo(head.Fields, c.target.limits)
 	if hook := c.target.Hook; hook != nil {
 		head.Status, head.Fields = hook.OnResponse(c.r.Context(), &c.ask, head.Status, head.Fields)
 	}

@@ -123,6 +123,9 @@ type Generation struct {
 	// means that no client CA is configured.
 	ClientCertificate func(chain []*x509.Certificate, rt *route.Route) exchange.CertificateState
 
+	// Limiter counts for the rate limits of routes; nil enforces none.
+	Limiter *Limiter
+
 	// AccessLog is given each request once it is over. It may be nil.
 	AccessLog func(*telemetry.AccessEntry)
 	Metrics   *telemetry.Metrics
@@ -141,6 +144,7 @@ type Target struct {
 	response  *ResponseRules
 	rewriting rewriting
 	upgrades  []string
+	limits    *rateLimits // nil: none
 
 	timeout     time.Duration
 	timeoutKey  string
@@ -192,6 +196,9 @@ func NewTarget(rt *route.Route, c RouteConfig, o TargetOptions) (*Target, error)
 	toPath := ""
 	if o.FirstTo != nil && o.FirstTo.Scheme != "unix" && o.FirstTo.Scheme != "https+unix" {
 		toPath = o.FirstTo.EscapedPath()
+	}
+	if t.limits, err = newRateLimits(rt, c.Resolved.RateLimit); err != nil {
+		return nil, err
 	}
 	t.rewriting, err = newRewriting(&c, toPath)
 	return t, err

@@ -68,6 +68,7 @@ type Server struct {
 	engine   *authz.Engine
 	replicas []replica
 	used     *authn.UsedStates
+	limiter  *proxy.Limiter // counts on over changes of the configuration
 
 	current atomic.Pointer[generation]
 	doors   doors
@@ -86,11 +87,12 @@ func Run(ctx context.Context, o Options) error {
 		o.Out = os.Stdout
 	}
 	cfg, problems := config.LoadFile(o.ConfigFile, o.Env)
-	s := &Server{o: o, startedAt: time.Now(), level: new(slog.LevelVar), used: authn.NewUsedStates()}
+	s := &Server{o: o, startedAt: time.Now(), level: new(slog.LevelVar), used: authn.NewUsedStates(), limiter: proxy.NewLimiter()}
 	s.out = telemetry.NewSink(o.Out, 100*time.Millisecond)
 	defer s.out.Close()
 	s.log = telemetry.NewLogger(s.out, s.level)
 	s.metrics = telemetry.NewMetrics(telemetry.BuildInfo{Version: o.Version})
+	s.metrics.RateLimitTables(s.limiter.Crowded)
 	s.health = telemetry.NewHealth(telemetry.CheckStorage, telemetry.CheckInitialSync, telemetry.CheckConfigBuild,
 		telemetry.CheckAuthenticate, telemetry.CheckAuthorize, telemetry.CheckProxy)
 	if cfg != nil {

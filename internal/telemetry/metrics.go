@@ -40,6 +40,7 @@ type Metrics struct {
 	denials                      atomic.Uint64
 	evaluationDuration           prometheus.Histogram
 	shadow                       [3]*prometheus.CounterVec // evaluations, would allow, would deny
+	rateLimited                  *prometheus.CounterVec
 
 	mu     sync.RWMutex
 	series map[seriesKey]*series
@@ -152,6 +153,8 @@ func NewMetrics(b BuildInfo) *Metrics {
 	for i, name := range []string{"evaluations", "would_allow", "would_deny"} {
 		m.shadow[i] = counter("postern_policy_shadow_"+name+"_total", shadowHelp[i], "route")
 	}
+
+	m.rateLimited = counter("postern_rate_limited_total", "Requests answered 429 because of a rate limit.", "route")
 
 	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
@@ -324,6 +327,24 @@ func (m *Metrics) ObserveShadow(route string, wouldAllow, wouldDeny bool) {
 	}
 	if wouldDeny {
 		m.shadow[2].WithLabelValues(route).Inc()
+	}
+}
+
+// ObserveRateLimited counts a request that a rate limit refused (route is the
+// route's id).
+func (m *Metrics) ObserveRateLimited(route string) {
+	if m != nil {
+		m.rateLimited.WithLabelValues(route).Inc()
+	}
+}
+
+// RateLimitTables shows how often a counter of the rate limits had to make room
+// for another (proxy.Limiter.Crowded). Call it once.
+func (m *Metrics) RateLimitTables(crowded func() uint64) {
+	if m != nil {
+		m.reg.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+			Name: "postern_rate_limit_crowded_total", Help: "Counters that had to make room for another client's while they still counted."},
+			func() float64 { return float64(crowded()) }))
 	}
 }
 
