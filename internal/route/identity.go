@@ -50,6 +50,24 @@ func SortAPI(routes []*Route) {
 	})
 }
 
+// Merge gives the order in which routes are tried: those of the file as they
+// stand, then those of API and console by SortAPI. A route of the API that
+// equals one of the file is left out, without a word (configuration.md §3.4).
+func Merge(file, api []*Route) []*Route {
+	out := slices.Clone(file)
+	have := make(map[string]bool, len(file))
+	for _, r := range file {
+		have[r.identity] = true
+	}
+	for _, r := range api {
+		if !have[r.identity] {
+			out = append(out, r)
+		}
+	}
+	SortAPI(out[len(file):])
+	return out
+}
+
 func comparePriority(a, b *int64) int {
 	switch {
 	case a == nil && b == nil:

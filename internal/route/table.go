@@ -108,7 +108,7 @@ func NewTable(routes []*Route, o Options) (*Table, error) {
 		r.Slot = i
 		t.add(r)
 		if r.serverName != "" {
-			t.host(r.serverName)
+			t.named(r.serverName)
 		}
 	}
 	for _, h := range o.SignInHosts {
@@ -120,11 +120,7 @@ func NewTable(routes []*Route, o Options) (*Table, error) {
 		if h.Shared {
 			role = sharedSignIn
 		}
-		hosts := []*hostTable{t.host(authority)}
-		if !t.anyPort && portOf(authority) == "" {
-			hosts = append(hosts, t.host(authority+":443"))
-		}
-		for _, ht := range hosts {
+		for _, ht := range t.named(authority) {
 			ht.signIn = max(ht.signIn, role)
 		}
 	}
@@ -175,6 +171,15 @@ func (t *Table) add(r *Route) {
 		h.mcp = h.mcp || r.MCPServer || r.MCPClient
 		h.pathRules = h.pathRules || r.HasPathRules()
 	}
+}
+
+// named gives the tables of an authority that stands for itself, as a from of
+// https would have them.
+func (t *Table) named(authority string) []*hostTable {
+	if t.anyPort || portOf(authority) != "" {
+		return []*hostTable{t.host(authority)}
+	}
+	return []*hostTable{t.host(authority), t.host(authority + ":443")}
 }
 
 func (t *Table) host(key string) *hostTable {
