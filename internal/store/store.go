@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/url"
 	"path/filepath"
@@ -34,6 +35,9 @@ type Options struct {
 	// OnWrite is told of every acknowledged write, before its caller hears of
 	// it. It may be nil.
 	OnWrite func(ctx context.Context, writes []record.Write)
+	// Carried, if not nil, is what [Carry] wrote of a memory store that the new
+	// one continues. Other backends do not read it.
+	Carried io.Reader
 	// Logger may be nil.
 	Logger *slog.Logger
 }
@@ -46,6 +50,13 @@ func Open(ctx context.Context, o Options) (record.Store, error) {
 	}
 	switch o.Type {
 	case "", "memory":
+		if o.Carried != nil {
+			m, err := memory.Restore(o.Carried)
+			if err != nil {
+				return nil, err
+			}
+			return guard(m, nil, o.OnWrite), nil
+		}
 		return guard(memory.New(), nil, o.OnWrite), nil
 	case "file":
 		return openFile(ctx, o)
@@ -53,6 +64,19 @@ func Open(ctx context.Context, o Options) (record.Store, error) {
 		return nil, errors.New("databroker_storage_type: postgres is not in this version of Postern; use file (one machine) or memory")
 	}
 	return nil, fmt.Errorf("databroker_storage_type: %q is unknown; use memory or file", o.Type)
+}
+
+// Carry writes what a memory store holds, for Options.Carried of the process
+// that follows. For backends that keep their records elsewhere it writes
+// nothing. What it writes is not encrypted.
+func Carry(s record.Store, w io.Writer) error {
+	if g, ok := s.(*guarded); ok {
+		s = g.Store
+	}
+	if d, ok := s.(interface{ Dump(io.Writer) error }); ok {
+		return d.Dump(w)
+	}
+	return nil
 }
 
 func openFile(ctx context.Context, o Options) (record.Store, error) {

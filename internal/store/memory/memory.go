@@ -14,12 +14,19 @@ import (
 )
 
 // New returns an empty store. Close ends its background work.
-func New() record.Store {
-	s, err := engine.New(&backend{tables: make(map[string]*table)}, engine.Options{})
+func New() record.Store { return serve(&backend{tables: make(map[string]*table)}) }
+
+func serve(b *backend) record.Store {
+	s, err := engine.New(b, engine.Options{})
 	if err != nil {
 		panic("memory: " + err.Error()) // a backend in memory has no way to fail
 	}
-	return s
+	return &store{s, b}
+}
+
+type store struct {
+	*engine.Store
+	b *backend
 }
 
 type backend struct {
