@@ -108,6 +108,13 @@ func (c *call) serve() {
 	if view.Method() == http.MethodConnect && c.match.Own == route.OwnNone {
 		rt = nil // tunnels are not carried yet
 	}
+	if c.misdirected() {
+		c.details = "misdirected_request"
+		c.local(func(w http.ResponseWriter, r *http.Request) {
+			http.Error(w, "421 Misdirected Request: this host asks for a client certificate on a connection of its own", http.StatusMisdirectedRequest)
+		})
+		return
+	}
 	if c.match.Own != route.OwnNone {
 		c.own()
 		return
@@ -273,6 +280,9 @@ func (c *call) local(handler func(http.ResponseWriter, *http.Request)) {
 		h.Set(f.Name, f.Value)
 	}
 	h.Set("X-Request-Id", c.view.id)
+	if alt := c.altSvc(); alt != "" && h["Alt-Svc"] == nil && c.details != "misdirected_request" {
+		h.Set("Alt-Svc", alt)
+	}
 	c.showLimits(h)
 	if c.x.body != nil && c.r.ProtoMajor == 1 && c.match.Own == route.OwnNone {
 		// The body was not read and will not be: what follows it is unknown.
@@ -433,6 +443,33 @@ func (c *call) failWith(page pages.ErrorPage, details string) {
 	c.local(func(w http.ResponseWriter, r *http.Request) { c.gen.Pages.Error(w, r, page) })
 }
 
+// misdirected reports whether a request belongs on a connection of its own
+// (RFC 9110 §15.5.20): browsers send requests for other hosts of the same
+// certificate over a connection that they have, and these hosts may want a
+// client certificate that its handshake did not ask for. A certificate that is
+// valid here is welcome from any connection.
+func (c *call) misdirected() bool {
+	g, v := c.gen, c.view
+	info := ConnInfoFrom(c.r.Context())
+	if g.SameClientPolicy == nil || info == nil || info.TLS == nil || v.peer.ServerName == "" ||
+		v.peer.CertificateState == exchange.CertificateValid {
+		return false
+	}
+	if !g.CertificatesEverywhere && (c.match.Own != route.OwnNone || c.match.Route == nil) {
+		return false // own pages need none
+	}
+	return !g.SameClientPolicy(v.peer.ServerName, v.hostname)
+}
+
+// altSvc tells a client on TCP that HTTP/3 is spoken here, too.
+func (c *call) altSvc() string {
+	info := ConnInfoFrom(c.r.Context())
+	if info == nil || info.TLS == nil {
+		return ""
+	}
+	return info.altSvc
+}
+
 // finish ends the request whatever happened: a panic is a 500 and never an
 // allow, a broken exchange is visibly broken, and the access log gets a line.
 func (c *call) finish() {
@@ -454,8 +491,12 @@ func (c *call) finish() {
 	if c.x.aborted.Load() {
 		abort = true
 	}
+	ConnInfoFrom(c.r.Context()).openTunnels().remove(c.tunnel.Load())
+	if c.x.stream != nil {
+		c.x.stream.detach()
+	}
 	c.record()
-	if abort && !c.x.tunneled {
+	if abort && (!c.x.tunneled || c.x.stream != nil) {
 		panic(http.ErrAbortHandler)
 	}
 }

@@ -26,6 +26,7 @@ type response struct {
 
 	begun    bool
 	tunneled bool
+	stream   *streamConn // the tunnel, where it is a stream of HTTP/2 or HTTP/3
 	status   int
 	size     atomic.Int64 // response body bytes
 	aborted  atomic.Bool
@@ -33,7 +34,7 @@ type response struct {
 
 func newResponse(w http.ResponseWriter, r *http.Request) *response {
 	x := &response{w: w, r: r, rc: http.NewResponseController(w)}
-	if r.Body != nil && r.Body != http.NoBody && r.ContentLength != 0 && !(r.Method == http.MethodConnect && r.ProtoMajor == 1) {
+	if r.Body != nil && r.Body != http.NoBody && r.ContentLength != 0 && r.Method != http.MethodConnect {
 		x.body = &requestBody{x: x}
 	}
 	return x
@@ -199,13 +200,17 @@ func (x *response) Abort(error) {
 	}
 }
 
-// Tunnel sends a 101 head over HTTP/1.1 and hands over the connection.
+// Tunnel sends a 101 head over HTTP/1.1 and hands over the connection, or the
+// stream after 200 over HTTP/2 and HTTP/3.
 func (x *response) Tunnel(status int, h exchange.HeaderSeq) (net.Conn, error) {
 	if x.begun {
 		return nil, errors.New("the response has begun already")
 	}
 	if x.r.ProtoMajor != 1 {
-		return nil, errors.New("this HTTP version has no connection to hand over")
+		if status != http.StatusOK {
+			return nil, fmt.Errorf("status %d cannot begin a tunnel over this HTTP version", status)
+		}
+		return x.openStream(h)
 	}
 	conn, buffered, err := x.rc.Hijack()
 	if err != nil {

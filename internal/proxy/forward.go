@@ -165,7 +165,9 @@ func (c *call) failed(err, cause error) {
 	}
 	c.log(slog.LevelInfo, "upstream exchange failed", "error", ue.Error(), "route", c.target.Route.ID, "details", c.details)
 	if c.x.tunneled || c.x.begun {
-		c.x.Abort(err)
+		if t := c.tunnel.Load(); t == nil || !t.politely() {
+			c.x.Abort(err)
+		}
 		return
 	}
 	c.failWith(answer, c.details)
@@ -174,7 +176,11 @@ func (c *call) failed(err, cause error) {
 // end cuts the exchange from another goroutine: a tunnel is told why.
 func (c *call) end(cause error, reason string) {
 	if t := c.tunnel.Load(); t != nil {
-		t.cut(reason)
+		code := uint16(policyClosure)
+		if reason == authz.CutNoRoute {
+			code = goingAwayClosure // nobody's fault: there may be a new address
+		}
+		t.cut(code, reason)
 	}
 	c.cancel(cause)
 }
@@ -232,6 +238,7 @@ func (f *forwarding) Tunnel(status int, h exchange.HeaderSeq) (net.Conn, error) 
 	}
 	t := &cuttable{Conn: conn, websocket: upgradesToWebSocket(f.c.view)}
 	f.c.tunnel.Store(t)
+	ConnInfoFrom(f.c.r.Context()).openTunnels().add(t)
 	return t, nil
 }
 

@@ -193,7 +193,7 @@ func TestCloseFrameWaitsForFrameBoundary(t *testing.T) {
 	}()
 	c.Write(whole[:1])
 	c.Write(whole[1:100])
-	c.cut("over")
+	c.cut(policyClosure, "over")
 	if n, err := c.Write(append(whole[100:len(whole):len(whole)], "next frame"...)); !errors.Is(err, errCut) || n != len(whole)-100 {
 		t.Errorf("wrote %d, %v", n, err)
 	}

@@ -123,6 +123,13 @@ type Generation struct {
 	// means that no client CA is configured.
 	ClientCertificate func(chain []*x509.Certificate, rt *route.Route) exchange.CertificateState
 
+	// SameClientPolicy says whether a connection whose handshake named sni was
+	// asked for every client certificate that host may need; if not, requests
+	// for host are answered 421. Nil says that it was. CertificatesEverywhere
+	// (reject_connection) extends that to own pages.
+	SameClientPolicy       func(sni, host string) bool
+	CertificatesEverywhere bool
+
 	// Limiter counts for the rate limits of routes; nil enforces none.
 	Limiter *Limiter
 

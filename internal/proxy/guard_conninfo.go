@@ -29,6 +29,10 @@ type ConnInfo struct {
 	// holds the chain the client presented, unverified: see certs.
 	TLS *tls.ConnectionState
 
+	quic    *quicConn // nil on TCP
+	tunnels *tunnels  // of the server
+	altSvc  string    // what answers on this connection say of HTTP/3; "" nothing
+
 	mu    sync.Mutex
 	heads []*ReceivedHead
 
@@ -52,6 +56,15 @@ type ReceivedHead struct {
 	Target string
 	// Fields are in the order received, with names as received.
 	Fields []exchange.Field
+}
+
+// openTunnels are those of the server that the connection belongs to; nil
+// where there is none.
+func (c *ConnInfo) openTunnels() *tunnels {
+	if c == nil {
+		return nil
+	}
+	return c.tunnels
 }
 
 type connInfoKey struct{}

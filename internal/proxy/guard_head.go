@@ -56,6 +56,7 @@ var (
 	errHeadBoth         = badHead("both Content-Length and Transfer-Encoding")
 	errHeadConnectBody  = badHead("CONNECT request with a body")
 	errHeadTrailer      = badHead("Trailer header names a framing header")
+	errHeadProtocol     = badHead(":protocol in a request that is no CONNECT")
 )
 
 // Head is a parsed HTTP/1 request head. Its slices alias the buffer it was

@@ -13,6 +13,12 @@ import (
 	"runtime/debug"
 	"sync"
 	"time"
+
+	"github.com/quic-go/quic-go"
+	"github.com/quic-go/quic-go/http3"
+
+	"postern/internal/exchange"
+	_ "postern/internal/proxy/xconnect" // WebSockets over HTTP/2
 )
 
 // ServeOptions say how a Server takes connections. Handler is required.
@@ -25,6 +31,9 @@ type ServeOptions struct {
 	// NoHTTP1 and NoHTTP2 turn a version off (codec_type). In clear text,
 	// HTTP/2 is spoken with prior knowledge only.
 	NoHTTP1, NoHTTP2 bool
+	// AltSvc is the Alt-Svc field of answers over TCP, which tells clients of
+	// HTTP/3 (RFC 7838); "" is none.
+	AltSvc string
 
 	// HandshakeTimeout bounds the PROXY header and the TLS handshake; 10 s if 0.
 	HandshakeTimeout time.Duration
@@ -34,7 +43,8 @@ type ServeOptions struct {
 	ReadTimeout time.Duration
 	// IdleTimeout bounds a connection without requests (timeout_idle); 0 none.
 	IdleTimeout time.Duration
-	// MaxStreams is the number of HTTP/2 streams per connection; 100 if 0.
+	// MaxStreams is the number of HTTP/2 or HTTP/3 streams per connection; 100
+	// if 0.
 	MaxStreams int
 	// MaxHandshakes is how many handshakes may compute at once; four per
 	// processor if 0. Waiting for a slow peer takes no slot.
@@ -62,15 +72,20 @@ type ServeOptions struct {
 // Server takes connections, does their handshakes and gives requests to a
 // handler: HTTP/2 through net/http directly, HTTP/1.1 through the head guard.
 type Server struct {
-	o     ServeOptions
-	http  *http.Server
-	ready *readyListener
-	slots chan struct{}
+	o       ServeOptions
+	tls     *tls.Config // as given, for HTTP/3
+	http    *http.Server
+	http3   *http3.Server
+	ready   *readyListener
+	slots   chan struct{}
+	tunnels tunnels
 
 	mu        sync.Mutex
 	conns     map[*acceptedConn]struct{}
+	quic      map[*quic.Conn]*quicConn
 	listeners map[net.Listener]struct{}
 	closing   bool
+	retiring  atomic.Bool
 	empty     chan struct{} // closed when closing and the last connection is gone
 	serving   sync.Once
 	ctx       context.Context
@@ -101,6 +116,8 @@ func NewServer(o ServeOptions) *Server {
 		ready:     &readyListener{conns: make(chan net.Conn), done: make(chan struct{})},
 		slots:     make(chan struct{}, o.MaxHandshakes),
 		conns:     map[*acceptedConn]struct{}{},
+		quic:      map[*quic.Conn]*quicConn{},
+		tls:       o.TLS,
 		listeners: map[net.Listener]struct{}{},
 		empty:     make(chan struct{}),
 	}
@@ -118,6 +135,7 @@ func NewServer(o ServeOptions) *Server {
 			return nil, nil
 		}
 	}
+	s.http3 = s.newHTTP3()
 	var protocols http.Protocols
 	protocols.SetHTTP1(!o.NoHTTP1)
 	protocols.SetHTTP2(!o.NoHTTP2)
@@ -225,8 +243,9 @@ func (s *Server) Serve(ln net.Listener) error {
 		}
 		pause = 0
 		a := &acceptedConn{Conn: c, server: s, info: &ConnInfo{
-			Direct: addrPort(c.RemoteAddr()),
-			Local:  addrPort(c.LocalAddr()),
+			Direct:  addrPort(c.RemoteAddr()),
+			Local:   addrPort(c.LocalAddr()),
+			tunnels: &s.tunnels, altSvc: s.o.AltSvc,
 		}}
 		if !s.remember(a) {
 			c.Close()
@@ -345,19 +364,32 @@ func (s *Server) handle(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, bad.Error(), bad.Status)
 		return
 	}
+	if s.retiring.Load() {
+		w.Header().Set("Connection", "close") // GOAWAY in HTTP/2
+	}
 	s.o.Handler.ServeHTTP(w, r)
 }
 
-// checkFields refuses what HTTP/2 in net/http lets through: too many fields,
-// Host beside a different :authority, several lengths.
+// checkFields refuses what the HTTP/2 of net/http and the HTTP/3 of quic-go
+// let through: too many fields, Host beside a different :authority, several
+// lengths, a :protocol on what is no CONNECT.
 func checkFields(r *http.Request) *HeadError {
-	n := 0
-	for _, values := range r.Header {
+	n, size := 0, len(r.Method)+len(r.RequestURI)+len(r.Host)
+	for name, values := range r.Header {
 		n += len(values)
+		for _, v := range values {
+			size += len(name) + len(v) + len(": \r\n")
+		}
 	}
 	switch {
 	case n > MaxHeadFields:
 		return errHeadFields
+	case size > MaxHeadBytes:
+		return errHeadBytes
+	case !exchange.IsToken(r.Method):
+		return errHeadMethod
+	case r.Header.Get(":protocol") != "" && r.Method != http.MethodConnect:
+		return errHeadProtocol
 	case len(r.Header["Content-Length"]) > 1:
 		return errHeadLengths
 	case len(r.Header["Host"]) > 1:
@@ -407,11 +439,11 @@ func (s *Server) checkEmptyLocked() {
 func (s *Server) Connections() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.conns)
+	return len(s.conns) + len(s.quic)
 }
 
-// Shutdown drains: listeners close, idle HTTP/1.1 connections too, HTTP/2
-// connections get GOAWAY, and requests and tunnels may finish until ctx ends.
+// Shutdown drains: listeners close, idle HTTP/1.1 connections too, HTTP/2 and
+// HTTP/3 connections get GOAWAY, and requests and tunnels may finish until ctx ends.
 // Then the rest is closed and ctx's error returned.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
@@ -426,14 +458,31 @@ func (s *Server) Shutdown(ctx context.Context) error {
 			unused = append(unused, a)
 		}
 	}
+	var overUDP []*quicConn
+	for _, q := range s.quic {
+		overUDP = append(overUDP, q)
+	}
 	s.checkEmptyLocked()
 	s.mu.Unlock()
 	for _, a := range unused {
 		a.Close()
 	}
 	defer s.Close()
+	drained := make(chan error, 1)
+	go func() { drained <- s.http3.Shutdown(ctx) }()
+	for _, q := range overUDP {
+		q.drain()
+	}
 	if err := s.http.Shutdown(ctx); err != nil {
 		return err
+	}
+	select {
+	case err := <-drained:
+		if err != nil {
+			return err
+		}
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 	select {
 	case <-s.empty: // handshakes and tunnels, which net/http does not count
@@ -454,9 +503,17 @@ func (s *Server) Close() error {
 	for a := range s.conns {
 		open = append(open, a)
 	}
+	overUDP := make([]*quicConn, 0, len(s.quic))
+	for _, q := range s.quic {
+		overUDP = append(overUDP, q)
+	}
 	s.mu.Unlock()
 	s.cancel()
 	err := s.http.Close()
+	for _, q := range overUDP {
+		q.conn.CloseWithError(h3NoError, "")
+	}
+	go s.http3.Close() // waits for its handlers
 	s.ready.Close()
 	for _, a := range open {
 		a.Close()

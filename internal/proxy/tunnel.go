@@ -14,15 +14,16 @@ import (
 var errCut = errors.New("the stream was cut")
 
 // cuttable is the client's end of a tunnel that can be cut from another
-// goroutine. A WebSocket is told why: it gets a close frame with status 1008
-// (RFC 6455 §7.4.1) at the next frame boundary towards the client.
+// goroutine. A WebSocket is told why: it gets a close frame (RFC 6455 §7.4.1)
+// at the next frame boundary towards the client.
 type cuttable struct {
 	net.Conn
 	websocket bool
 
-	reason atomic.Pointer[string] // set: cut
+	reason atomic.Pointer[goodbye] // set: cut
 
 	mu     sync.Mutex // held while writing
+	said   bool       // the close frame was sent
 	frames frameTracker
 	closed sync.Once
 }
@@ -30,40 +31,59 @@ type cuttable struct {
 const (
 	// cutWait is how long a cut waits for a frame boundary, and how long the
 	// client has to take the close frame in.
-	cutWait       = time.Second
-	policyClosure = 1008
+	cutWait = time.Second
+
+	policyClosure    = 1008
+	goingAwayClosure = 1001
 )
 
-// cut ends the tunnel. It returns at once.
-func (c *cuttable) cut(reason string) {
-	if !c.reason.CompareAndSwap(nil, &reason) {
+// goodbye is why a tunnel is cut.
+type goodbye struct {
+	code uint16
+	text string
+}
+
+// cut ends the tunnel. It returns at once, or as soon as a close frame was
+// taken in.
+func (c *cuttable) cut(code uint16, text string) {
+	if !c.reason.CompareAndSwap(nil, &goodbye{code, text}) {
 		return
 	}
 	// Whoever writes or reads now is stopped, however slow the other end is.
+	// Nothing passes from here on.
 	time.AfterFunc(cutWait, func() { c.reallyClose() })
-	c.Conn.SetReadDeadline(time.Unix(1, 0))
 	if c.mu.TryLock() {
 		c.sayGoodbye()
 		c.mu.Unlock()
 	} // else the writer says it when its frame is out
+	c.Conn.SetReadDeadline(time.Unix(1, 0))
+}
+
+// politely reports whether a cut tunnel was ended by a close frame.
+func (c *cuttable) politely() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.said
 }
 
 // sayGoodbye sends the close frame if the client is between frames. c.mu is
 // held.
 func (c *cuttable) sayGoodbye() {
-	if !c.websocket || !c.frames.boundary() {
+	if !c.websocket || c.said || !c.frames.boundary() {
 		return
 	}
-	text := *c.reason.Load()
+	why := c.reason.Load()
+	text := why.text
 	if len(text) > 123 {
 		text = text[:123]
 	}
 	frame := append(make([]byte, 0, 4+len(text)), 0x88, byte(2+len(text)))
-	frame = binary.BigEndian.AppendUint16(frame, policyClosure)
+	frame = binary.BigEndian.AppendUint16(frame, why.code)
 	frame = append(frame, text...)
 	c.Conn.SetWriteDeadline(time.Now().Add(cutWait))
-	c.Conn.Write(frame)
-	c.websocket = false // said
+	_, err := c.Conn.Write(frame)
+	c.said = err == nil
+	c.websocket = false // no more
 	if cw, ok := c.Conn.(interface{ CloseWrite() error }); ok {
 		cw.CloseWrite()
 	}

@@ -28,6 +28,9 @@ type request struct {
 
 	// dropUnderscores hides fields whose names hold "_".
 	dropUnderscores bool
+	// trailers are the announced trailer fields, sorted. Their values come
+	// with the end of the body, into a map that others read then.
+	trailers []string
 }
 
 // A badRequest is a request that cannot be brought to its canonical form.
@@ -44,12 +47,12 @@ func (b *badRequest) Error() string { return b.message }
 // can be logged and shown. redirect says that the client is to be sent to the
 // canonical path (unescape_and_redirect).
 func newRequest(r *http.Request, s *Settings) (v *request, redirect bool, err *badRequest) {
-	v = &request{r: r, scheme: "http", protocol: r.Header.Get(":protocol")}
+	v = &request{r: r, scheme: "http", protocol: extendedProtocol(r), trailers: slices.Sorted(maps.Keys(r.Trailer))}
 	info := ConnInfoFrom(r.Context())
 	v.received = info.TakeHead(r)
 	tls := r.TLS
 	if info != nil {
-		v.peer.Direct = info.Direct
+		v.peer.Direct = peerOf(r, info)
 		if tls == nil {
 			tls = info.TLS
 		}
@@ -125,13 +128,25 @@ func splitTarget(r *http.Request) (path, query string, hasQuery bool) {
 	return path, query, hasQuery
 }
 
+// extendedProtocol is the :protocol of an extended CONNECT (RFC 8441), which
+// the HTTP/2 of net/http shows as a header and quic-go as Proto.
+func extendedProtocol(r *http.Request) string {
+	if r.Method != http.MethodConnect {
+		return ""
+	}
+	if r.ProtoMajor == 3 && r.Proto != "HTTP/3.0" {
+		return r.Proto
+	}
+	return r.Header.Get(":protocol")
+}
+
 func (v *request) hasUnderscores() bool {
 	for name := range v.r.Header {
 		if strings.IndexByte(name, '_') >= 0 {
 			return true
 		}
 	}
-	for name := range v.r.Trailer {
+	for _, name := range v.trailers {
 		if strings.IndexByte(name, '_') >= 0 {
 			return true
 		}
@@ -153,7 +168,15 @@ func (h *ReceivedHead) dropUnderscoresFrom(s *Settings) {
 	h.Fields = kept
 }
 
-func (v *request) Method() string       { return v.r.Method }
+// Method is GET for an extended CONNECT: that is what it means (RFC 8441 §5),
+// so that a rule for WebSockets holds over every HTTP version.
+func (v *request) Method() string {
+	if v.protocol != "" {
+		return http.MethodGet
+	}
+	return v.r.Method
+}
+
 func (v *request) Scheme() string       { return v.scheme }
 func (v *request) Protocol() string     { return v.protocol }
 func (v *request) Authority() string    { return v.authority }
@@ -178,7 +201,7 @@ func (v *request) Proto() exchange.Proto {
 }
 
 func (v *request) BodySize() int64 {
-	if v.r.Body == nil || v.r.Body == http.NoBody {
+	if v.r.Body == nil || v.r.Body == http.NoBody || v.r.Method == http.MethodConnect {
 		return 0
 	}
 	return v.r.ContentLength
@@ -203,10 +226,7 @@ func (v *request) Header(name string) string {
 
 // trailerNames is the Trailer header, which net/http turns into a map.
 func (v *request) trailerNames() string {
-	if len(v.r.Trailer) == 0 {
-		return ""
-	}
-	return strings.Join(slices.Sorted(maps.Keys(v.r.Trailer)), ", ")
+	return strings.Join(slices.DeleteFunc(slices.Clone(v.trailers), v.hides), ", ")
 }
 
 func (v *request) Values(name string) iter.Seq[string] {
@@ -221,15 +241,6 @@ func (v *request) Values(name string) iter.Seq[string] {
 		if strings.EqualFold(name, "Trailer") {
 			if t := v.trailerNames(); t != "" {
 				yield(t)
-			}
-			return
-		}
-		if strings.EqualFold(name, "Trailer") {
-			// net/http moves the announced names there.
-			for announced := range v.r.Trailer {
-				if !v.hides(announced) && !yield(announced) {
-					return
-				}
 			}
 			return
 		}
