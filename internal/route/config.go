@@ -12,7 +12,7 @@ type RouteConfig struct {
 	Prefix             string `key:"prefix" status:"acts" doc:"Matches paths that start with this string."`
 	Path               string `key:"path" status:"acts" doc:"Matches exactly this path; beats prefix."`
 	Regex              string `key:"regex" form:"regex" status:"acts" doc:"RE2 that must match the entire path; beats path and prefix."`
-	RegexPriorityOrder *int64 `key:"regex_priority_order" status:"accepted" doc:"Order among routes from API and console, higher first; without effect among routes of a file."`
+	RegexPriorityOrder *int64 `key:"regex_priority_order" status:"acts" doc:"Order among routes from API and console, higher first; without effect among routes of a file."`
 
 	_ struct{} `section:"3.7"`
 

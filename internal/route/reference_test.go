@@ -26,6 +26,17 @@ type words struct {
 }
 
 func read(from string) words {
+	if w, ok := known[from]; ok {
+		return w
+	}
+	w := readAnew(from)
+	known[from] = w
+	return w
+}
+
+var known = map[string]words{} // for speed alone
+
+func readAnew(from string) words {
 	scheme, rest, _ := strings.Cut(from, "://")
 	w := words{protocol: "http", scheme: scheme}
 	if p, s, ok := strings.Cut(scheme, "+"); ok {
@@ -113,9 +124,9 @@ func matches(expression, text string) bool {
 }
 
 // covers tells whether a route is tried for an authority at all.
-func (x *reference) covers(s Spec, authority string) bool {
+func (x *reference) covers(s Spec, authority, how string) bool {
 	w := read(s.From)
-	if how := x.table(authority); how != "" {
+	if how != "" {
 		return x.owns(w, authority) == how
 	}
 	host, port, _ := strings.Cut(authority, ":")
@@ -140,15 +151,17 @@ func matchesPath(s Spec, path string) bool {
 
 // find gives the place of the route in the list, -1 for none.
 func (x *reference) find(authority, path string) int {
+	how := x.table(authority)
 	return slices.IndexFunc(x.specs, func(s Spec) bool {
-		return read(s.From).protocol == "http" && x.covers(s, authority) && matchesPath(s, path)
+		return read(s.From).protocol == "http" && x.covers(s, authority, how) && matchesPath(s, path)
 	})
 }
 
 // connect is find for a CONNECT: path matchers are ignored.
 func (x *reference) connect(authority, protocol string) int {
+	how := x.table(authority)
 	return slices.IndexFunc(x.specs, func(s Spec) bool {
-		return read(s.From).protocol == protocol && x.covers(s, authority)
+		return read(s.From).protocol == protocol && x.covers(s, authority, how)
 	})
 }
 
@@ -169,7 +182,7 @@ func (x *reference) own(authority, path string) Own {
 		return OwnSignIn
 	}
 	mcp := slices.ContainsFunc(x.specs, func(s Spec) bool {
-		return (s.MCPServer || s.MCPClient) && read(s.From).protocol == "http" && x.covers(s, authority)
+		return (s.MCPServer || s.MCPClient) && read(s.From).protocol == "http" && x.covers(s, authority, how)
 	})
 	if mcp && (path == "/.well-known/oauth-authorization-server" || strings.HasPrefix(path, "/.well-known/oauth-protected-resource")) {
 		return OwnMCP
@@ -275,7 +288,8 @@ func (x *reference) disagreement(table *Table, q question) string {
 	if want := x.own(q.authority, q.path); m.Own != want {
 		return fmt.Sprintf("%s%s: own %d, want %d", q.authority, q.path, m.Own, want)
 	}
-	if got, want := table.KnowsHost(q.authority), x.table(q.authority) != "" || slices.ContainsFunc(x.specs, func(s Spec) bool { return x.covers(s, q.authority) }); got != want {
+	how := x.table(q.authority)
+	if got, want := table.KnowsHost(q.authority), how != "" || slices.ContainsFunc(x.specs, func(s Spec) bool { return x.covers(s, q.authority, how) }); got != want {
 		return fmt.Sprintf("%s: known %v, want %v", q.authority, got, want)
 	}
 	return ""
