@@ -53,6 +53,7 @@ type QUICListener struct {
 	listener  *quic.Listener
 	current   func() *Server
 	open      atomic.Int64 // handshakes in progress
+	serving   sync.WaitGroup
 }
 
 // quicHandshake is what is known of a connection before it is accepted.
@@ -89,6 +90,7 @@ func ListenQUIC(pc net.PacketConn, current func() *Server) (*QUICListener, error
 	// complete, so that nothing can be replayed and a client certificate is
 	// there before the first byte.
 	l.listener, err = l.transport.Listen(base, config)
+	l.serving.Add(1) // Serve
 	return l, err
 }
 
@@ -130,6 +132,7 @@ func (l *QUICListener) end(h *quicHandshake) bool {
 
 // Serve accepts connections until the listener is closed.
 func (l *QUICListener) Serve() {
+	defer l.serving.Done()
 	for {
 		c, err := l.listener.Accept(context.Background())
 		if err != nil {
@@ -138,7 +141,7 @@ func (l *QUICListener) Serve() {
 		if h, _ := c.Context().Value(quicHandshakeKey{}).(*quicHandshake); h != nil {
 			l.end(h)
 		}
-		go l.serve(c)
+		l.serving.Go(func() { l.serve(c) })
 	}
 }
 
@@ -160,6 +163,19 @@ func (l *QUICListener) serve(c *quic.Conn) {
 
 // Stop takes no more connections; those that are open go on.
 func (l *QUICListener) Stop() { l.listener.Close() }
+
+// Retire takes no more connections and closes the socket once all are gone,
+// at the latest when ctx ends.
+func (l *QUICListener) Retire(ctx context.Context) {
+	l.Stop()
+	gone := make(chan struct{})
+	go func() { l.serving.Wait(); close(gone) }()
+	select {
+	case <-gone:
+	case <-ctx.Done():
+	}
+	l.Close()
+}
 
 // Close ends everything at once and closes the socket.
 func (l *QUICListener) Close() error {
