@@ -215,11 +215,11 @@ func TestPairsRefused(t *testing.T) {
 		name, says string
 		pair       KeyPair
 	}{
-		{"wrong key", "does not match", KeyPair{"tls.crt", good.CertPEM, other.KeyPEM}},
-		{"no certificate", "PEM", KeyPair{"tls.crt", []byte("nonsense"), good.KeyPEM}},
-		{"no key", "PEM", KeyPair{"tls.crt", good.CertPEM, nil}},
-		{"swapped", "PEM", KeyPair{"tls.crt", good.KeyPEM, good.CertPEM}},
-		{"must-staple", "must-staple", KeyPair{"tls.crt", mustStaple.CertPEM, mustStaple.KeyPEM}},
+		{"wrong key", "does not match", KeyPair{Source: "tls.crt", CertPEM: good.CertPEM, KeyPEM: other.KeyPEM}},
+		{"no certificate", "PEM", KeyPair{Source: "tls.crt", CertPEM: []byte("nonsense"), KeyPEM: good.KeyPEM}},
+		{"no key", "PEM", KeyPair{Source: "tls.crt", CertPEM: good.CertPEM, KeyPEM: nil}},
+		{"swapped", "PEM", KeyPair{Source: "tls.crt", CertPEM: good.KeyPEM, KeyPEM: good.CertPEM}},
+		{"must-staple", "must-staple", KeyPair{Source: "tls.crt", CertPEM: mustStaple.CertPEM, KeyPEM: mustStaple.KeyPEM}},
 	} {
 		_, err := New(Options{Config: Config{Pairs: []KeyPair{good, tc.pair}}})
 		if err == nil || !strings.Contains(err.Error(), tc.says) || !strings.Contains(err.Error(), "tls.crt") {

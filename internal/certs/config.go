@@ -24,6 +24,9 @@ type Config struct {
 	// certificate_authority_file together, to be added to the system roots.
 	ExtraRoots []byte `key:"-"`
 
+	ECHKeys     []byte `key:"ech_keys" form:"b64" secret:"true" status:"acts" section:"ours" doc:"Base64 PEM of the keys of Encrypted Client Hello, newest first, as postern ech-key makes them: each a PRIVATE KEY (X25519) and the ECHCONFIG list that is published in DNS."`
+	ECHKeysFile string `key:"ech_keys_file" form:"file" status:"acts" section:"ours" doc:"File holding the PEM keys of Encrypted Client Hello; see ech_keys."`
+
 	_ struct{} `section:"2.3"`
 
 	Autocert              bool   `key:"autocert" status:"accepted" doc:"Get certificates by ACME for the host of every https, tcp+https and udp+https route without wildcard and for the own sign-in host; with autocert_dns_provider for wildcard hosts, too."`
@@ -74,6 +77,8 @@ type KeyPair struct {
 	Source  string
 	CertPEM []byte
 	KeyPEM  []byte
+
+	parsed *pair // once checked
 }
 
 // The values of downstream_mtls.enforcement.

@@ -171,6 +171,17 @@ func (d *decoder) resolveFiles(files *fileSet) {
 	d.pemPair(files, "downstream_mtls.ca", &c.Certs.DownstreamMTLS.CA, c.Certs.DownstreamMTLS.CAFile, pairExclusive)
 	d.pemPair(files, "downstream_mtls.crl", &c.Certs.DownstreamMTLS.CRL, c.Certs.DownstreamMTLS.CRLFile, pairExclusive)
 	d.serverCertificates(files)
+	d.pemPair(files, "ech_keys", &c.Certs.ECHKeys, c.Certs.ECHKeysFile, pairExclusive)
+	if len(c.Certs.ECHKeys) > 0 {
+		if _, err := certs.ParseECHKeys(c.Certs.ECHKeys); err != nil {
+			path := "ech_keys"
+			if c.Certs.ECHKeysFile != "" {
+				path += "_file"
+			}
+			message, hint, _ := strings.Cut(err.Error(), "; ")
+			d.bad(path, message, hint)
+		}
+	}
 	d.sshFiles(files)
 
 	for _, r := range c.Routes {
@@ -338,7 +349,11 @@ func (d *decoder) serverCertificates(files *fileSet) {
 		cert, ok1 := d.fileAt(files, at+".cert", pair.Cert, false)
 		key, ok2 := d.fileAt(files, at+".key", pair.Key, false)
 		if ok1 && ok2 {
-			d.serverPair(certs.KeyPair{Source: pair.Cert, CertPEM: cert, KeyPEM: key}, at+".cert")
+			source := pair.Cert
+			if pair.ID != "" {
+				source = pair.ID + " (" + pair.Cert + ")"
+			}
+			d.serverPair(certs.KeyPair{Source: source, CertPEM: cert, KeyPEM: key}, at+".cert")
 		}
 	}
 	if d.half(d.isSet("certificate"), d.isSet("certificate_key"), "certificate", "certificate_key") && len(c.Certificate) > 0 && len(c.CertificateKey) > 0 {
@@ -368,9 +383,12 @@ func (d *decoder) half(a, b bool, nameA, nameB string) bool {
 }
 
 func (d *decoder) serverPair(p certs.KeyPair, path string) {
-	if d.keyPair(p, path) {
-		d.cfg.Certs.Pairs = append(d.cfg.Certs.Pairs, p)
+	if err := p.Check(); err != nil {
+		message, hint, _ := strings.Cut(err.Error(), "; ")
+		d.bad(path, message, hint)
+		return
 	}
+	d.cfg.Certs.Pairs = append(d.cfg.Certs.Pairs, p)
 }
 
 // sshFiles checks the SSH key files, only where the SSH door is on.

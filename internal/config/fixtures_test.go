@@ -15,6 +15,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"postern/internal/certs"
 )
 
 // secret32 is base64 of 32 bytes.
@@ -35,6 +37,15 @@ func material(t testing.TB) string {
 	write(t, dir, "client-secret", "client secret\n")
 	write(t, dir, "token", "token")
 	write(t, dir, "users.json", "[]")
+	ech, err := certs.NewECHKey("cover.example.com", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := ech.PEM()
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, dir, "ech.pem", string(text))
 	write(t, dir, "dsn", " postgres://db \n")
 	return dir
 }
