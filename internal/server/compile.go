@@ -63,7 +63,10 @@ func Check(cfg *config.Config) []config.Problem {
 }
 
 func (c *compiled) certOptions(cfg *config.Config, secret []byte, local *certs.LocalCA) certs.Options {
-	o := certs.Options{Config: cfg.Certs, Secret: secret, LocalCA: local, RouteCAs: map[*route.Route][]byte{}}
+	o := certs.Options{Config: cfg.Certs, Secret: secret, LocalCA: local, RouteCAs: map[*route.Route][]byte{}, Routes: c.table.Routes()}
+	if c.signIn != nil && !c.shared {
+		o.Unasked = []string{c.signIn.Host}
+	}
 	for _, rt := range c.table.Routes() {
 		if ca := c.routes[rt.Slot].Certs.TLSDownstreamClientCA; len(ca) > 0 {
 			o.RouteCAs[rt] = ca
@@ -345,5 +348,7 @@ func upstreamSpec(cfg *config.Config, r *config.Route) upstream.Spec {
 	for _, u := range r.Proxy.Resolved.Upgrades {
 		web = web || strings.EqualFold(u, "websocket")
 	}
-	return upstream.SpecOf(r.Upstream, web, cfg.Certs.ExtraRoots)
+	return upstream.SpecOf(&cfg.Upstream, &r.Upstream, upstream.RouteContext{
+		WebSockets: web, ExtraRoots: cfg.Certs.ExtraRoots, V4Only: r.Extra.GoogleServerless,
+	})
 }

@@ -3,10 +3,12 @@ package upstream
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"strconv"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -37,14 +39,76 @@ func (t *Target) dialPort(ctx context.Context, h *host, port uint16) (net.Conn, 
 		addr = net.JoinHostPort(ip, strconv.Itoa(int(port)))
 	}
 	d := net.Dialer{Timeout: connectTimeout}
-	if t.guard != nil {
-		d.ControlContext = t.guard.check
+	if t.guard != nil || t.bind.Source.IsValid() || t.bind.Free {
+		d.ControlContext = func(ctx context.Context, network, address string, c syscall.RawConn) error {
+			if t.guard != nil {
+				if err := t.guard.check(ctx, network, address, c); err != nil {
+					return err
+				}
+			}
+			return bindOptions(network, c, t.bind)
+		}
+	}
+	if t.bind.Source.IsValid() && h.endpoint.network == "tcp" {
+		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(t.bind.Source, 0))
 	}
 	c, err := d.DialContext(ctx, h.endpoint.network, addr)
 	if err != nil {
 		return nil, &connectError{err}
 	}
 	return c, nil
+}
+
+// connect is dialHost for exchanges: it keeps to the limit of connections.
+func (t *Target) connect(ctx context.Context, h *host) (net.Conn, error) {
+	b := &t.breaker
+	if !take(&b.open, b.maxConnections) {
+		e, _ := ctx.Value(tripKey{}).(*trip)
+		if e == nil {
+			return nil, overflow("max_connections", b.maxConnections)
+		}
+		waiting, cancel := context.WithTimeout(ctx, pendingFor)
+		defer cancel()
+		if err := b.connection(waiting, e.settledChan(), t.closeIdle); err != nil {
+			return nil, err
+		}
+	}
+	c, err := t.dialHost(ctx, h)
+	if err != nil {
+		b.connectionClosed()
+		return nil, err
+	}
+	return &countedConn{Conn: c, b: b}, nil
+}
+
+// closeIdle closes the connections that nobody uses.
+func (t *Target) closeIdle() {
+	if set := t.hosts.Load(); set != nil {
+		for _, h := range set.hosts {
+			h.closeIdle()
+		}
+	}
+}
+
+// countedConn counts as open until it is closed.
+type countedConn struct {
+	net.Conn
+	b    *breaker
+	once sync.Once
+}
+
+func (c *countedConn) Close() error {
+	err := c.Conn.Close()
+	c.once.Do(c.b.connectionClosed)
+	return err
+}
+
+// CloseWrite ends one direction of a tunnel.
+func (c *countedConn) CloseWrite() error {
+	if cw, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return cw.CloseWrite()
+	}
+	return errors.ErrUnsupported
 }
 
 // tlsConfigFor is how to speak TLS with a host.
@@ -55,7 +119,7 @@ func (t *Target) tlsConfigFor(h *host, alpn []string) *tls.Config {
 func (t *Target) dialTLS(ctx context.Context, h *host, alpn []string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
-	raw, err := t.dialHost(ctx, h)
+	raw, err := t.connect(ctx, h)
 	if err != nil {
 		return nil, err
 	}
@@ -65,7 +129,14 @@ func (t *Target) dialTLS(ctx context.Context, h *host, alpn []string) (net.Conn,
 		return nil, &connectError{&tlsError{err}}
 	}
 	if c.ConnectionState().NegotiatedProtocol == "h2" {
+		if !t.h1Seen.Load() && !t.multiplexed.Swap(true) {
+			t.breaker.grantAll()
+		}
 		return c, nil // Transport speaks HTTP/2 on a *tls.Conn that chose it
+	}
+	if alpn[0] == "h2" {
+		t.h1Seen.Store(true)
+		t.multiplexed.Store(false)
 	}
 	return newResponseGuard(c), nil
 }

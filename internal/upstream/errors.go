@@ -11,6 +11,9 @@ var (
 	// ErrUnreachable: no connection could be made, or it broke before an
 	// answer. 502 or 503.
 	ErrUnreachable = errors.New("upstream unreachable")
+	// ErrOverflow: a limit of circuit_breaker_thresholds is reached;
+	// Error.Key names it. 503.
+	ErrOverflow = errors.New("upstream is full")
 	// ErrTimeout: a limit ran out; Error.Key names the setting. 504.
 	ErrTimeout = errors.New("upstream timed out")
 	// ErrClientGone: the client went away or its body broke off. No answer.
@@ -29,8 +32,8 @@ var (
 type Error struct {
 	// Kind is one of the errors above.
 	Kind error
-	// Key is the setting whose limit ran out (timeout, idle_timeout), or ""
-	// where the limit is fixed.
+	// Key is the setting whose limit ran out (timeout, idle_timeout,
+	// max_requests ...), or "" where the limit is fixed.
 	Key string
 	// Detail is for the operator: it may name hosts and certificates.
 	Detail string
@@ -62,6 +65,8 @@ func (e *Error) Unwrap() []error {
 // Public is a sentence for the visitor: it names no host and no address.
 func (e *Error) Public() string {
 	switch e.Kind {
+	case ErrOverflow:
+		return "The application is busy."
 	case ErrTimeout:
 		if e.Key == "" {
 			return "The application could not be reached in time."

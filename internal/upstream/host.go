@@ -10,14 +10,15 @@ import (
 // as DNS keeps naming its address, over any number of refreshes.
 type host struct {
 	endpoint *endpoint
-	addr     string  // what is dialled: IP:port, or the path of a socket
-	weight   float64 // its share of the traffic, relative to the target's other hosts
+	addr     string // what is dialled: IP:port, or the path of a socket
 
-	inFlight   atomic.Int64 // exchanges under way
-	unhealthy  atomic.Bool  // set by health checks
-	ejected    atomic.Bool  // set by outlier detection
-	hadTraffic atomic.Bool  // a request was sent here since the last health check looked
-	retired    atomic.Bool  // no longer named, or the target was released
+	weight     atomic.Uint64 // its share of the traffic, relative to the target's other hosts
+	inFlight   atomic.Int64  // exchanges under way
+	unhealthy  atomic.Bool   // set by health checks
+	ejected    atomic.Bool   // set by outlier detection
+	hadTraffic atomic.Bool   // a request was sent here since the last health check looked
+	retired    atomic.Bool   // no longer named, or the target was released
+	outlier    outlierState  // of outlier detection
 
 	mu    sync.Mutex // for making the links
 	links atomic.Pointer[links]
@@ -55,6 +56,7 @@ func (h *host) leave() {
 // hostSet is the hosts of a target at one time. It is never changed.
 type hostSet struct {
 	hosts []*host // by endpoint, each endpoint's as its resolver ordered them
+	made  time.Time
 	// due is when names are to be resolved again, zero if never; late is when
 	// the answers are too old to be used while that is done.
 	due, late time.Time

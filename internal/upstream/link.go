@@ -36,6 +36,9 @@ func (t *Target) linksOf(h *host) (*links, error) {
 	if l := h.links.Load(); l != nil {
 		return l, nil
 	}
+	if !take(&t.breaker.pools, t.breaker.maxPools) && !t.reclaimPool(h) {
+		return nil, overflow("max_connection_pools", t.breaker.maxPools)
+	}
 	var h1 http.Protocols
 	h1.SetHTTP1(true)
 	upgrades := t.newTransport(h, h1)
@@ -44,6 +47,7 @@ func (t *Target) linksOf(h *host) (*links, error) {
 	if h.endpoint.scheme == "h3" {
 		var err error
 		if l.plain, err = newH3Link(t, h); err != nil {
+			t.breaker.pools.Add(-1)
 			return nil, err
 		}
 	} else {
@@ -51,6 +55,25 @@ func (t *Target) linksOf(h *host) (*links, error) {
 	}
 	h.links.Store(l)
 	return l, nil
+}
+
+// reclaimPool takes its place among max_connection_pools from a host that is
+// not in use, and reports whether there was one.
+func (t *Target) reclaimPool(for_ *host) bool {
+	set := t.hosts.Load()
+	if set == nil {
+		return false
+	}
+	for _, h := range set.hosts {
+		if h == for_ || h.inFlight.Load() > 0 {
+			continue
+		}
+		if l := h.links.Swap(nil); l != nil {
+			l.closeIdle()
+			return true
+		}
+	}
+	return false
 }
 
 func (t *Target) newTransport(h *host, p http.Protocols) *http.Transport {
@@ -61,7 +84,7 @@ func (t *Target) newTransport(h *host, p http.Protocols) *http.Transport {
 	return &http.Transport{
 		Protocols: &p,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			c, err := t.dialHost(ctx, h)
+			c, err := t.connect(ctx, h)
 			if err != nil || p.UnencryptedHTTP2() {
 				return c, err
 			}

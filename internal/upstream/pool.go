@@ -26,6 +26,7 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Spec is what a route says about its upstream.
@@ -43,9 +44,28 @@ type Spec struct {
 	// ID, if not empty, identifies everything in the spec: specs with the same
 	// ID are the same. Without it, what they say is compared.
 	ID string
+	// Cluster is what the route is called, for health checks without a host.
+	Cluster string
 	// HealthChecks and Outlier judge the hosts; none and nil judge nothing.
 	HealthChecks []HealthCheck
 	Outlier      *Outlier
+	// Balancing is RoundRobin or another of its kind; "" is RoundRobin.
+	Balancing string
+	// PanicThreshold is the percentage of usable hosts below which all are
+	// used; nil is 50, 0 never.
+	PanicThreshold *int32
+	// Breakers limit what is under way; see MergeBreakers.
+	Breakers Breakers
+	DNS      DNS
+	Bind     Bind
+}
+
+// Bind is where connections to upstreams come from.
+type Bind struct {
+	// Source is the local address; the system chooses if it is not valid.
+	Source netip.Addr
+	// Free allows a Source that this machine does not have (IP_FREEBIND).
+	Free bool
 }
 
 // TLS is how to speak TLS with an upstream. All fields are optional.
@@ -65,26 +85,73 @@ type TLS struct {
 	AllowRenegotiation bool
 }
 
-// SpecOf reads a Spec out of a route's settings. webSockets and extraRoots
-// come from elsewhere in the configuration.
-func SpecOf(c RouteConfig, webSockets bool, extraRoots []byte) Spec {
+// RouteContext is what else a Spec depends on, besides the settings that this
+// package declares.
+type RouteContext struct {
+	// WebSockets: the route lets WebSockets through.
+	WebSockets bool
+	// ExtraRoots (PEM) are trusted besides the system's.
+	ExtraRoots []byte
+	// V4Only: names are resolved to IPv4 only, whatever is configured.
+	V4Only bool
+}
+
+// SpecOf reads a Spec out of the global settings and those of a route.
+func SpecOf(global *Config, c *RouteConfig, more RouteContext) Spec {
 	name := c.TLSUpstreamServerName
 	if name == "" {
 		name = c.TLSServerName
 	}
-	return Spec{
+	source, _ := netip.ParseAddr(global.BindSourceAddress) // checked by package config
+	s := Spec{
 		Endpoints:  c.To,
-		WebSockets: webSockets,
+		WebSockets: more.WebSockets,
 		TLS: TLS{
 			SkipVerify:         c.TLSSkipVerify,
 			ServerName:         name,
 			CustomCA:           c.TLSCustomCA,
-			ExtraRoots:         extraRoots,
+			ExtraRoots:         more.ExtraRoots,
 			ClientCert:         c.TLSClientCert,
 			ClientKey:          c.TLSClientKey,
 			AllowRenegotiation: c.TLSUpstreamAllowRenegotiation,
 		},
+		HealthChecks:   c.HealthChecks,
+		Outlier:        c.OutlierDetection,
+		Balancing:      c.LoadBalancingPolicy,
+		PanicThreshold: c.HealthyPanicThreshold,
+		Breakers:       MergeBreakers(global.CircuitBreakerSettings, c.CircuitBreakers),
+		DNS:            dnsOf(global),
+		Bind:           Bind{Source: source, Free: global.BindFreebind != nil && *global.BindFreebind},
 	}
+	if more.V4Only {
+		s.DNS.Family = "V4_ONLY"
+	}
+	return s
+}
+
+func dnsOf(c *Config) DNS {
+	duration := func(d *time.Duration) time.Duration {
+		if d == nil {
+			return 0
+		}
+		return *d
+	}
+	d := DNS{
+		Family:         c.DNSLookupFamily,
+		Refresh:        duration(c.DNSRefreshRate),
+		FailureRefresh: duration(c.DNSFailureRefreshRate),
+		QueryTimeout:   duration(c.DNSQueryTimeout).Truncate(time.Second),
+		UDPMaxQueries:  defaultUDPMaxQueries,
+		TCP:            c.DNSUseTCP != nil && *c.DNSUseTCP,
+		Resolvers:      c.DNSResolvers,
+	}
+	if c.DNSQueryTries != nil {
+		d.Tries = *c.DNSQueryTries
+	}
+	if c.DNSUDPMaxQueries != nil {
+		d.UDPMaxQueries = *c.DNSUDPMaxQueries
+	}
+	return d
 }
 
 // hash identifies everything that makes two specs different.
@@ -112,6 +179,7 @@ func (s *Spec) hash() string {
 // Pool holds the targets of one generation.
 type Pool struct {
 	targets []*Target
+	parts   *parts
 	closed  atomic.Bool
 }
 
@@ -140,7 +208,7 @@ func Build(specs []Spec, previous *Pool, log *slog.Logger) (*Pool, []SpecError) 
 			}
 		}
 	}
-	p := &Pool{targets: make([]*Target, len(specs))}
+	p := &Pool{targets: make([]*Target, len(specs)), parts: newParts(previous)}
 	var failed []SpecError
 	for i := range specs {
 		if len(specs[i].Endpoints) == 0 {
@@ -150,14 +218,16 @@ func Build(specs []Spec, previous *Pool, log *slog.Logger) (*Pool, []SpecError) 
 		t := known[id]
 		if t == nil || !t.retain() {
 			var err error
-			if t, err = newTarget(&specs[i], id, log); err != nil {
+			if t, err = newTarget(&specs[i], id, p.parts, log); err != nil {
 				failed = append(failed, SpecError{i, err})
 				continue
 			}
 			known[id] = t
 		}
+		p.parts.adopt(t)
 		p.targets[i] = t
 	}
+	p.parts.before = nil
 	if failed != nil {
 		p.Close()
 		return nil, failed
@@ -202,13 +272,19 @@ func (p *Pool) Close() {
 // Target is the compiled `to` of a route. It is safe for concurrent use.
 type Target struct {
 	id        string
+	cluster   string
 	log       *slog.Logger
 	endpoints []*endpoint
 	guard     *dialGuard
+	bind      Bind
 	tls       *tlsSettings
+	resolver  *resolver
+	kind      string         // of balancing
+	panic     int            // percent
 	protocols http.Protocols // of ordinary exchanges
 	checked   bool           // has health checks
 	monitors  []monitor
+	breaker   breaker
 
 	refs atomic.Int64
 
@@ -216,9 +292,17 @@ type Target struct {
 	version atomic.Uint64           // counts changes to hosts and their state
 	balance atomic.Pointer[balance]
 
+	suspect    atomic.Bool // an address of DNS does not accept connections
+	refreshing atomic.Bool // a lookup is under way
+
+	// multiplexed: exchanges share connections, as far as is known. h1Seen: a
+	// host that could have, did not.
+	multiplexed, h1Seen atomic.Bool
+
 	mu      sync.Mutex // of changes to hosts and balance, and of the flags below
 	started bool
 	closed  bool
+	stop    chan struct{} // of keepResolved, nil unless it runs
 }
 
 // Endpoints gives the target's endpoints as configured, for status pages.
@@ -230,9 +314,20 @@ func (t *Target) Endpoints() []string {
 	return names
 }
 
-func newTarget(s *Spec, id string, log *slog.Logger) (*Target, error) {
-	t := &Target{id: id, log: log, checked: len(s.HealthChecks) > 0}
+func newTarget(s *Spec, id string, shared *parts, log *slog.Logger) (*Target, error) {
+	t := &Target{
+		id: id, cluster: s.Cluster, log: log, bind: s.Bind, kind: s.Balancing, panic: defaultPanic,
+		checked: len(s.HealthChecks) > 0, breaker: newBreaker(s.Breakers),
+	}
 	t.refs.Store(1)
+	switch s.Balancing {
+	case "", RoundRobin, LeastRequest, Random, RingHash, Maglev:
+	default:
+		return nil, fmt.Errorf("load_balancing_policy: unknown policy %s; use ROUND_ROBIN, LEAST_REQUEST, RANDOM, RING_HASH or MAGLEV", s.Balancing)
+	}
+	if s.PanicThreshold != nil {
+		t.panic = int(*s.PanicThreshold)
+	}
 	if s.Guarded {
 		t.guard = &dialGuard{allow: s.DialAllow}
 	}
@@ -240,7 +335,10 @@ func newTarget(s *Spec, id string, log *slog.Logger) (*Target, error) {
 		return nil, err
 	}
 	var err error
-	if t.tls, err = s.TLS.clientConfig(); err != nil {
+	if t.tls, err = shared.tlsSettings(&s.TLS); err != nil {
+		return nil, err
+	}
+	if t.resolver, err = shared.resolver(s.DNS); err != nil {
 		return nil, err
 	}
 	if t.checked {
@@ -300,13 +398,16 @@ func (t *Target) addEndpoints(s *Spec) error {
 		return errors.New("to: h3 endpoints cannot be mixed with others")
 	}
 	switch {
-	case s.WebSockets:
+	case s.WebSockets && h3 == 0:
 		t.protocols.SetHTTP1(true)
 	case secure == n:
 		t.protocols.SetHTTP1(true)
 		t.protocols.SetHTTP2(true)
 	case h2c == n:
 		t.protocols.SetUnencryptedHTTP2(true)
+		t.multiplexed.Store(true)
+	case h3 == n:
+		t.multiplexed.Store(true)
 	default:
 		t.protocols.SetHTTP1(true)
 	}
@@ -329,6 +430,20 @@ func (t *Target) start() {
 			m.hostsChanged(set.hosts)
 		}
 	}
+	if t.checked && t.named() {
+		t.stop = make(chan struct{})
+		go t.keepResolved(t.stop)
+	}
+}
+
+// named reports whether any endpoint is resolved by DNS.
+func (t *Target) named() bool {
+	for _, e := range t.endpoints {
+		if e.dnsName != "" {
+			return true
+		}
+	}
+	return false
 }
 
 // retain takes another reference; false if the target is closed already.
@@ -351,6 +466,9 @@ func (t *Target) release() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.closed = true
+	if t.stop != nil {
+		close(t.stop)
+	}
 	for _, m := range t.monitors {
 		m.close()
 	}

@@ -256,11 +256,11 @@ func TestCertificateTrouble(t *testing.T) {
 }
 
 func TestSpecOf(t *testing.T) {
-	s := SpecOf(RouteConfig{To: endpoints(t, "https://a"), TLSServerName: "old", TLSSkipVerify: true}, true, []byte("roots"))
+	s := SpecOf(&Config{}, &RouteConfig{To: endpoints(t, "https://a"), TLSServerName: "old", TLSSkipVerify: true}, RouteContext{WebSockets: true, ExtraRoots: []byte("roots")})
 	if s.TLS.ServerName != "old" || !s.TLS.SkipVerify || !s.WebSockets || string(s.TLS.ExtraRoots) != "roots" {
 		t.Errorf("%+v", s)
 	}
-	if s = SpecOf(RouteConfig{TLSServerName: "old", TLSUpstreamServerName: "new"}, false, nil); s.TLS.ServerName != "new" {
+	if s = SpecOf(&Config{}, &RouteConfig{TLSServerName: "old", TLSUpstreamServerName: "new"}, RouteContext{}); s.TLS.ServerName != "new" {
 		t.Errorf("%+v", s)
 	}
 }

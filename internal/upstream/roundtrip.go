@@ -29,6 +29,9 @@ type Options struct {
 	// Upgrades are the protocols a request may upgrade to, in any case:
 	// "websocket", "spdy/3.1".
 	Upgrades []string
+	// Affinity is what the policies RingHash and Maglev keep together: the id of
+	// the session, else the client's address. "" is spread at random.
+	Affinity string
 	// OnResponse, if not nil, sees and may change the final response head
 	// before the client does. An error ends the exchange with ErrBadResponse.
 	OnResponse func(*ResponseHead) error
@@ -166,28 +169,91 @@ type trip struct {
 
 	inform sync.Mutex
 	over   bool
+
+	settling sync.Mutex
+	settled  bool          // the try has a connection, or needs none any more
+	settles  chan struct{} // closed then; nil unless a dial waits for it
 }
+
+// settle notes whether the try still needs a connection.
+func (e *trip) settle(settled bool) {
+	e.settling.Lock()
+	defer e.settling.Unlock()
+	if e.settled = settled; settled && e.settles != nil {
+		close(e.settles)
+		e.settles = nil
+	}
+}
+
+// settledChan is closed once the try needs no connection.
+func (e *trip) settledChan() <-chan struct{} {
+	e.settling.Lock()
+	defer e.settling.Unlock()
+	if e.settles == nil {
+		e.settles = make(chan struct{})
+		if e.settled {
+			defer func() { close(e.settles); e.settles = nil }()
+		}
+	}
+	return e.settles
+}
+
+// tripKey finds the *trip in the context of its dials.
+type tripKey struct{}
+
+// maxTries is how many hosts are tried until one accepts a connection.
+const maxTries = 3
 
 func (e *trip) run(edits *exchange.HeaderEdits) error {
 	e.startIdleClock()
-	if _, err := e.t.ready(e.ctx); err != nil {
+	t, b := e.t, &e.t.breaker
+	if !take(&b.requests, b.maxRequests) {
+		return overflow("max_requests", b.maxRequests)
+	}
+	defer b.requests.Add(-1)
+	set, err := t.ready(e.ctx)
+	if err != nil {
 		return err
 	}
-	for try := 0; ; try++ {
-		h := e.t.pick(e.host)
-		if h == nil {
-			return &Error{Kind: ErrUnreachable, Detail: "no endpoint of the route is healthy"}
-		}
-		again, err := e.try(h, edits, try)
-		if !again {
+	if !t.multiplexed.Load() || len(e.o.Upgrades) > 0 && (e.v.Protocol() != "" || e.v.Header("Upgrade") != "") {
+		if err := b.slot(e.ctx); err != nil {
 			return err
 		}
+		defer b.freeSlot()
 	}
+	var key uint64
+	if t.kind == RingHash || t.kind == Maglev {
+		key = hashKey(e.o.Affinity)
+	}
+	h := t.pick(key, nil)
+	if h == nil {
+		return noHost(set)
+	}
+	again, err := e.try(h, edits)
+	for tries := 1; again && tries < maxTries; tries++ {
+		next := t.pick(key, h)
+		if next == nil || next == h || !take(&b.retries, b.maxRetries) {
+			break
+		}
+		h = next
+		again, err = e.try(h, edits)
+		b.retries.Add(-1)
+	}
+	return err
+}
+
+// noHost says why there is none to send to.
+func noHost(set *hostSet) error {
+	if len(set.hosts) > 0 || set.err == nil {
+		return &Error{Kind: ErrUnreachable, Err: errNoHosts, Detail: "no endpoint of the route is healthy"}
+	}
+	return &Error{Kind: ErrUnreachable, Err: errNoHosts, Detail: explain(set.err)}
 }
 
 // try makes one attempt on a host, and reports whether another may follow.
-func (e *trip) try(h *host, edits *exchange.HeaderEdits, try int) (again bool, err error) {
+func (e *trip) try(h *host, edits *exchange.HeaderEdits) (again bool, err error) {
 	e.host = h
+	e.settle(false)
 	e.result.Endpoint = h.endpoint.name
 	h.enter()
 	defer h.leave()
@@ -204,12 +270,18 @@ func (e *trip) try(h *host, edits *exchange.HeaderEdits, try int) (again bool, e
 		e.startHeadClock()
 	}
 	resp, err := e.send(out)
+	e.settle(true)
 	if err != nil {
 		e.observe(h, 0, err)
 		// Another endpoint may take what this one did not even connect for.
 		var connecting *connectError
-		again = try == 0 && errors.As(err, &connecting) && e.ctx.Err() == nil && (e.body == nil || !e.body.begun.Load())
-		return again, err
+		if !errors.As(err, &connecting) || e.ctx.Err() != nil {
+			return false, err
+		}
+		if h.endpoint.dnsName != "" {
+			e.t.suspect.Store(true)
+		}
+		return e.body == nil || !e.body.begun.Load(), err
 	}
 	e.observe(h, resp.StatusCode, nil)
 	e.headArrived()
@@ -239,6 +311,7 @@ func (e *trip) observe(h *host, status int, err error) {
 func (e *trip) send(out *outgoing) (*http.Response, error) {
 	trace := &httptrace.ClientTrace{
 		GotConn: func(info httptrace.GotConnInfo) {
+			e.settle(true)
 			if g, ok := info.Conn.(*responseGuard); ok {
 				g.expect(out.req.Method, out.upgrade != "")
 			}
@@ -260,10 +333,10 @@ func (e *trip) send(out *outgoing) (*http.Response, error) {
 		trace.GotFirstResponseByte = func() { b.spoke.Store(true) }
 		trace.Got100Continue = func() { b.goAhead.Store(true) }
 	}
-	out.req = out.req.WithContext(httptrace.WithClientTrace(e.ctx, trace))
+	out.req = out.req.WithContext(httptrace.WithClientTrace(context.WithValue(e.ctx, tripKey{}, e), trace))
 	l, err := e.t.linksOf(e.host)
 	if err != nil {
-		return nil, &connectError{err}
+		return nil, err
 	}
 	if out.upgrade != "" {
 		return l.upgrades.RoundTrip(out.req)
@@ -543,6 +616,8 @@ func (e *trip) details(err *Error) string {
 			return "upstream_reset_before_response_started{connection_timeout}"
 		}
 		return "response_timeout"
+	case ErrOverflow:
+		return "upstream_reset_before_response_started{overflow}"
 	case ErrClientGone:
 		return "downstream_remote_disconnect"
 	case ErrBadRequest:
@@ -559,6 +634,9 @@ func (e *trip) details(err *Error) string {
 	}
 	if e.result.Began() {
 		return "upstream_reset_after_response_started{connection_termination}"
+	}
+	if errors.Is(err.Err, errNoHosts) {
+		return "no_healthy_upstream"
 	}
 	var connecting *connectError
 	if errors.As(err.Err, &connecting) {

@@ -14,32 +14,23 @@ import (
 // tlsSettings makes client configurations; what is equal for all endpoints
 // of a target is made once.
 type tlsSettings struct {
+	key, rootsKey string // of parts
+
 	base     *tls.Config
 	override string         // server name without "*"
 	pattern  *regexp.Regexp // server name with "*"
 }
 
-func (s *TLS) clientConfig() (*tlsSettings, error) {
+func (s *TLS) clientConfig(shared *parts) (*tlsSettings, error) {
 	out := &tlsSettings{base: &tls.Config{
 		MinVersion:         tls.VersionTLS12,
 		CipherSuites:       upstreamSuites(),
 		InsecureSkipVerify: s.SkipVerify,
 		ClientSessionCache: tls.NewLRUClientSessionCache(64),
 	}}
-	if len(s.CustomCA) > 0 {
-		out.base.RootCAs = x509.NewCertPool()
-		if !out.base.RootCAs.AppendCertsFromPEM(s.CustomCA) {
-			return nil, errors.New("tls_custom_ca holds no certificate; give PEM")
-		}
-	} else {
-		pool, err := x509.SystemCertPool()
-		if err != nil || pool == nil {
-			pool = x509.NewCertPool()
-		}
-		if len(s.ExtraRoots) > 0 && !pool.AppendCertsFromPEM(s.ExtraRoots) {
-			return nil, errors.New("certificate_authority holds no certificate; give PEM")
-		}
-		out.base.RootCAs = pool
+	var err error
+	if out.base.RootCAs, out.rootsKey, err = shared.rootPool(s.CustomCA, s.ExtraRoots); err != nil {
+		return nil, err
 	}
 	switch haveCert, haveKey := len(s.ClientCert) > 0, len(s.ClientKey) > 0; {
 	case haveCert && haveKey:
