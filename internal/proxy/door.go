@@ -115,6 +115,9 @@ func (c *call) serve() {
 		})
 		return
 	}
+	if c.connectionRefused() {
+		return
+	}
 	if c.match.Own != route.OwnNone {
 		c.own()
 		return
@@ -459,6 +462,25 @@ func (c *call) misdirected() bool {
 		return false // own pages need none
 	}
 	return !g.SameClientPolicy(v.peer.ServerName, v.hostname)
+}
+
+// connectionRefused answers 495 on a connection that would not be opened any
+// more, and ends it: the pages of our own are no exception.
+func (c *call) connectionRefused() bool {
+	g, v := c.gen, c.view
+	info := ConnInfoFrom(c.r.Context())
+	if g.RefusesConnection == nil || info == nil || info.TLS == nil {
+		return false
+	}
+	err := g.RefusesConnection(v.peer.ServerName, v.peer.Certificates)
+	if err == nil {
+		return false
+	}
+	c.log(slog.LevelInfo, "listener connection failure", "ip", v.peer.Direct.Addr().String(), "tls-sni-hostname", v.peer.ServerName,
+		"downstream-transport-failure-reason", err.Error())
+	c.w.Header().Set("Connection", "close")
+	c.fail(pages.ErrorPage{Kind: pages.ClientCertificate, CertificateFailed: len(v.peer.Certificates) > 0}, "client_certificate_refused")
+	return true
 }
 
 // altSvc tells a client on TCP that HTTP/3 is spoken here, too.

@@ -129,6 +129,10 @@ type Generation struct {
 	// (reject_connection) extends that to own pages.
 	SameClientPolicy       func(sni, host string) bool
 	CertificatesEverywhere bool
+	// RefusesConnection says why a connection whose handshake named sni and
+	// showed chain would be refused today (reject_connection), for those that a
+	// change of CA or CRL finds open. Nil refuses none.
+	RefusesConnection func(sni string, chain []*x509.Certificate) error
 
 	// Limiter counts for the rate limits of routes; nil enforces none.
 	Limiter *Limiter

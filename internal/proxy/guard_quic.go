@@ -81,6 +81,13 @@ func ListenQUIC(pc net.PacketConn, current func() *Server) (*QUICListener, error
 		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 			return l.current().quicTLS(hello)
 		},
+		// An encrypted hello is opened before GetConfigForClient sees it.
+		GetEncryptedClientHelloKeys: func(hello *tls.ClientHelloInfo) ([]tls.EncryptedClientHelloKey, error) {
+			if s := l.current(); s.tls != nil && s.tls.GetEncryptedClientHelloKeys != nil {
+				return s.tls.GetEncryptedClientHelloKeys(hello)
+			}
+			return []tls.EncryptedClientHelloKey{}, nil
+		},
 	}
 	config := &quic.Config{
 		GetConfigForClient: func(*quic.ClientInfo) (*quic.Config, error) { return l.current().quicConfig(), nil },

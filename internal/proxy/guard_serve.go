@@ -17,6 +17,7 @@ import (
 	"github.com/quic-go/quic-go"
 	"github.com/quic-go/quic-go/http3"
 
+	"postern/internal/certs"
 	"postern/internal/exchange"
 	_ "postern/internal/proxy/xconnect" // WebSockets over HTTP/2
 )
@@ -303,6 +304,9 @@ func (s *Server) handshake(a *acceptedConn) (net.Conn, string, error) {
 		}
 		return nil, state.ServerName, err
 	}
+	if state.NegotiatedProtocol == certs.ALPNChallenge {
+		return nil, state.ServerName, errChallengeAnswered
+	}
 	if state.NegotiatedProtocol == "h2" {
 		if s.o.NoHTTP2 {
 			return nil, state.ServerName, errors.New("client speaks HTTP/2, which is off here")
@@ -321,6 +325,10 @@ func (s *Server) newGuard(a *acceptedConn, c net.Conn) *guardConn {
 	a.guard.Store(g)
 	return g
 }
+
+// errChallengeAnswered ends the connection of an ACME server: it has seen the
+// certificate that it came for, and was asked for none.
+var errChallengeAnswered = errors.New("a TLS-ALPN-01 challenge was answered")
 
 func looksLikeHTTP(h [5]byte) bool {
 	switch string(h[:]) {

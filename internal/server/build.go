@@ -32,6 +32,7 @@ type generation struct {
 	proxy   *proxy.Generation
 	pool    *upstream.Pool
 	authn   *authn.Service
+	certs   *certs.Set
 	tls     func(*tls.ClientHelloInfo) (*tls.Config, error)
 	start   func() // begins what runs in its background, once it is to serve
 	stop    func() // ends that; nil before start
@@ -75,6 +76,9 @@ func ControlPath(cfg *config.Config) string {
 // build makes a generation. Nothing of it acts before its start: it may yet be
 // refused.
 func (s *Server) build(ctx context.Context, cfg *config.Config, previous *generation) (*generation, error) {
+	if err := certs.TrustDerived(&cfg.Certs, s.secret.Reveal()); err != nil {
+		return nil, err
+	}
 	c, problems := compile(cfg)
 	if config.Fatal(problems) {
 		return nil, problemList(problems)
@@ -104,18 +108,8 @@ func (s *Server) build(ctx context.Context, cfg *config.Config, previous *genera
 	for _, n := range certificates.Notes() {
 		s.log.Warn("certificates: " + n)
 	}
-	// One tls.Config for the generation, so that tickets resume; a new
-	// generation has new ticket keys, so that client certificates are shown
-	// again.
-	listener := certificates.TLSConfig(nextProtos(cfg.Proxy.CodecType))
-	g.tls = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-		if listener.GetConfigForClient != nil {
-			if c, err := listener.GetConfigForClient(hello); c != nil || err != nil {
-				return c, err
-			}
-		}
-		return listener, nil
-	}
+	g.certs = certificates
+	g.tls = certificates.TLSConfig(nextProtos(cfg.Proxy.CodecType)).GetConfigForClient
 	settings, err := proxy.NewSettings(cfg.Proxy, c.cookies)
 	if err != nil {
 		return nil, err
@@ -193,6 +187,10 @@ func (s *Server) build(ctx context.Context, cfg *config.Config, previous *genera
 	}
 	if c.clientCAs {
 		g.proxy.ClientCertificate = certificates.VerifyClient
+		g.proxy.SameClientPolicy = certificates.SameClientPolicy
+		if cfg.Certs.DownstreamMTLS.Enforcement == certs.EnforceRejectConnection {
+			g.proxy.CertificatesEverywhere, g.proxy.RefusesConnection = true, certificates.RefusesConnection
+		}
 	}
 
 	g.start = func() {

@@ -6,7 +6,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/http"
 	"strings"
@@ -165,8 +164,7 @@ func (s *Server) serveOptions(g *generation) proxy.ServeOptions {
 			return id
 		},
 		OnConnectionFailed: func(info *proxy.ConnInfo, serverName string, err error) {
-			s.log.Log(context.Background(), slog.LevelDebug, "listener connection failure", "ip", info.Direct.Addr().String(),
-				"tls-sni-hostname", serverName, "downstream-transport-failure-reason", err.Error())
+			s.connectionFailed(info, serverName, err)
 		},
 	}
 	if !c.InsecureServer {
@@ -180,6 +178,7 @@ func (s *Server) serveOptions(g *generation) proxy.ServeOptions {
 				}
 				return g.tls(hello)
 			},
+			GetEncryptedClientHelloKeys: s.echKeys,
 		}
 	}
 	return o

@@ -66,6 +66,7 @@ type Server struct {
 	secret   session.Secret
 	made     bool // the secret is not from the configuration
 	engine   *authz.Engine
+	stapler  *certs.Stapler
 	replicas []replica
 	used     *authn.UsedStates
 	limiter  *proxy.Limiter // counts on over changes of the configuration
@@ -168,6 +169,9 @@ func (s *Server) run(ctx context.Context, cfg *config.Config) (err error) {
 		return err
 	}
 	defer s.engine.Close()
+	s.stapler = certs.NewStapler(certs.StaplerOptions{Dir: dataDir(cfg), Log: s.log})
+	background.Add(1)
+	go func() { defer background.Done(); s.stapler.Run(ctx) }()
 
 	s.change.Lock()
 	err = s.apply(ctx, cfg)
@@ -429,6 +433,7 @@ func (s *Server) apply(ctx context.Context, cfg *config.Config) error {
 	}
 	g.start()
 	s.current.Store(g)
+	s.stapler.Follow(g.certs)
 	commit()
 	s.number = g.number
 	s.problems, s.loadedAt = nil, time.Now()
