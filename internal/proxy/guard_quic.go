@@ -66,8 +66,11 @@ type quicHandshake struct {
 
 type quicHandshakeKey struct{}
 
-// ListenQUIC begins to listen on pc; Serve accepts. current gives the server
-// that takes new connections: its ServeOptions.TLS is required.
+var errNotServing = errors.New("nobody serves here yet")
+
+// ListenQUIC begins to listen on pc; Serve, which must follow, accepts. current
+// gives the server that takes new connections: its ServeOptions.TLS is
+// required. Nil refuses them.
 func ListenQUIC(pc net.PacketConn, current func() *Server) (*QUICListener, error) {
 	l := &QUICListener{pc: pc, current: current}
 	l.transport = &quic.Transport{
@@ -79,18 +82,28 @@ func ListenQUIC(pc net.PacketConn, current func() *Server) (*QUICListener, error
 		MinVersion: tls.VersionTLS13,
 		NextProtos: []string{http3.NextProtoH3},
 		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-			return l.current().quicTLS(hello)
+			s := l.current()
+			if s == nil {
+				return nil, errNotServing
+			}
+			return s.quicTLS(hello)
 		},
 		// An encrypted hello is opened before GetConfigForClient sees it.
 		GetEncryptedClientHelloKeys: func(hello *tls.ClientHelloInfo) ([]tls.EncryptedClientHelloKey, error) {
-			if s := l.current(); s.tls != nil && s.tls.GetEncryptedClientHelloKeys != nil {
+			if s := l.current(); s != nil && s.tls != nil && s.tls.GetEncryptedClientHelloKeys != nil {
 				return s.tls.GetEncryptedClientHelloKeys(hello)
 			}
 			return []tls.EncryptedClientHelloKey{}, nil
 		},
 	}
 	config := &quic.Config{
-		GetConfigForClient: func(*quic.ClientInfo) (*quic.Config, error) { return l.current().quicConfig(), nil },
+		GetConfigForClient: func(*quic.ClientInfo) (*quic.Config, error) {
+			s := l.current()
+			if s == nil {
+				return nil, errNotServing
+			}
+			return s.quicConfig(), nil
+		},
 	}
 	var err error
 	// Listen, not ListenEarly: no request is served before the handshake is
@@ -113,7 +126,7 @@ func (l *QUICListener) begin(ctx context.Context, client *quic.ClientInfo) (cont
 			return
 		}
 		s := l.current()
-		if s.o.OnConnectionFailed == nil || s.ctx.Err() != nil {
+		if s == nil || s.o.OnConnectionFailed == nil || s.ctx.Err() != nil {
 			return
 		}
 		name := ""
@@ -387,8 +400,46 @@ func (s *Server) handleQUIC(w http.ResponseWriter, r *http.Request) {
 	if r.ContentLength < 0 && seldomBody(r.Method) {
 		settleBody(r)
 	}
-	s.handle(w, r)
+	s.handle(&quicWriter{ResponseWriter: w, q: q}, r)
 }
+
+// quicWriter keeps fields of the connection out of answers, where HTTP/3 has
+// none (RFC 9114 §4.2). Connection: close means what it says: this connection
+// is to end.
+type quicWriter struct {
+	http.ResponseWriter
+	q     *quicConn
+	begun bool
+}
+
+func (w *quicWriter) WriteHeader(status int) {
+	h := w.Header()
+	if hasListToken([]byte(h.Get("Connection")), "close") && status >= 200 {
+		w.q.drain()
+	}
+	for _, name := range []string{"Connection", "Keep-Alive", "Proxy-Connection", "Transfer-Encoding", "Upgrade"} {
+		delete(h, name)
+	}
+	w.begun = w.begun || status >= 200
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *quicWriter) Write(p []byte) (int, error) {
+	if !w.begun {
+		w.WriteHeader(http.StatusOK)
+	}
+	return w.ResponseWriter.Write(p)
+}
+
+func (w *quicWriter) FlushError() error {
+	if !w.begun {
+		w.WriteHeader(http.StatusOK)
+	}
+	return http.NewResponseController(w.ResponseWriter).Flush()
+}
+
+// Unwrap lets http.ResponseController find the deadlines.
+func (w *quicWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // seldomBody names the methods whose requests end with their head, which only
 // the end of the stream tells.

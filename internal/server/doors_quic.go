@@ -36,12 +36,15 @@ type udpDoor struct {
 // fails.
 func (u *udpDoors) plan(c *proxy.Config, at net.Addr) (commit func(server *proxy.Server), undo func(), err error) {
 	want := ""
-	if c.CodecType == "http3" && !c.InsecureServer {
+	if at != nil && c.CodecType == "http3" && !c.InsecureServer {
 		want = at.String()
 	}
 	nothing := func() {}
 	old := u.now
-	if old != nil && old.addr == want {
+	switch {
+	case old == nil && want == "":
+		return func(*proxy.Server) {}, nothing, nil
+	case old != nil && old.addr == want:
 		return func(server *proxy.Server) { old.server.Store(server) }, nothing, nil
 	}
 	var next *udpDoor
