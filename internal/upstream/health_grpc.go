@@ -27,12 +27,12 @@ type grpcProber struct {
 }
 
 func newGRPCProber(t *Target, h *host, c *healthCheck) *grpcProber {
-	p := &grpcProber{c: c.grpc, scheme: h.endpoint.scheme, addr: h.endpoint.addr, authority: c.grpc.authority}
+	p := &grpcProber{c: c.grpc, scheme: h.endpoint.urlScheme(), addr: h.endpoint.addr, authority: c.grpc.authority}
 	if p.authority == "" {
-		p.authority = t.clusterName()
+		p.authority = t.checkHost(h)
 	}
 	codec := "HTTP2"
-	if h.endpoint.h3 {
+	if h.endpoint.scheme == "h3" {
 		codec = "HTTP3"
 	}
 	p.transport = t.checkTransport(h, c, codec)

@@ -49,15 +49,15 @@ func newHTTPProber(t *Target, h *host, c *healthCheck) *httpProber {
 	if codec == "" {
 		// What the endpoint itself is spoken to with, where that is certain.
 		switch {
-		case h.endpoint.h3:
+		case h.endpoint.scheme == "h3":
 			codec = "HTTP3"
-		case h.endpoint.h2c:
+		case h.endpoint.cleartxt:
 			codec = "HTTP2"
 		}
 	}
-	p := &httpProber{c: c.http, scheme: h.endpoint.scheme, addr: h.endpoint.addr, host: c.http.host}
+	p := &httpProber{c: c.http, scheme: h.endpoint.urlScheme(), addr: h.endpoint.addr, host: c.http.host}
 	if p.host == "" {
-		p.host = t.clusterName()
+		p.host = t.checkHost(h)
 	}
 	p.transport = t.checkTransport(h, c, codec)
 	return p
@@ -65,9 +65,8 @@ func newHTTPProber(t *Target, h *host, c *healthCheck) *httpProber {
 
 // checkTransport makes the connection of a check to one host.
 func (t *Target) checkTransport(h *host, c *healthCheck, codec string) roundTripCloser {
-	to := h.at(c.altPort)
 	if codec == "HTTP3" {
-		return &h3CheckTransport{t: t, h: to, reuse: c.reuse}
+		return &h3Link{t: t, h: h, port: c.altPort, once: !c.reuse}
 	}
 	var protocols http.Protocols
 	alpn := []string{"http/1.1"}
@@ -83,10 +82,10 @@ func (t *Target) checkTransport(h *host, c *healthCheck, codec string) roundTrip
 	return &http.Transport{
 		Protocols: &protocols,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return t.dialHost(ctx, to)
+			return t.dialPort(ctx, h, c.altPort)
 		},
 		DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			conn, err := t.dialCheckTLS(ctx, to, alpn)
+			conn, err := t.dialCheckTLS(ctx, h, c.altPort, alpn)
 			if err == nil && codec == "HTTP2" && conn.ConnectionState().NegotiatedProtocol != "h2" {
 				conn.Close()
 				return nil, errors.New("the upstream does not speak HTTP/2")
@@ -103,8 +102,8 @@ func (t *Target) checkTransport(h *host, c *healthCheck, codec string) roundTrip
 }
 
 // dialCheckTLS connects with the route's TLS settings.
-func (t *Target) dialCheckTLS(ctx context.Context, h *host, alpn []string) (*tls.Conn, error) {
-	raw, err := t.dialHost(ctx, h)
+func (t *Target) dialCheckTLS(ctx context.Context, h *host, port uint16, alpn []string) (*tls.Conn, error) {
+	raw, err := t.dialPort(ctx, h, port)
 	if err != nil {
 		return nil, err
 	}
@@ -116,16 +115,21 @@ func (t *Target) dialCheckTLS(ctx context.Context, h *host, alpn []string) (*tls
 	return c, nil
 }
 
-// at is the same host at another port, or itself.
-func (h *host) at(port string) *host {
-	if port == "" || h.endpoint.network != "tcp" {
-		return h
+// checkHost is the Host of checks that name none (configuration.md §3.8): the
+// name of the route's cluster.
+func (t *Target) checkHost(h *host) string {
+	if t.cluster != "" {
+		return t.cluster
 	}
-	ip, _, err := net.SplitHostPort(h.addr)
-	if err != nil {
-		return h
+	return h.endpoint.host
+}
+
+// urlScheme is the scheme of requests.
+func (e *endpoint) urlScheme() string {
+	if e.scheme == "h3" {
+		return "https"
 	}
-	return &host{endpoint: h.endpoint, addr: net.JoinHostPort(ip, port)}
+	return e.scheme
 }
 
 func (p *httpProber) request(ctx context.Context) (*http.Request, error) {

@@ -68,7 +68,7 @@ type healthCheck struct {
 	healthyThreshold, unhealthyThreshold uint32
 	reuse                                bool
 	logFailures, logSuccesses            bool
-	altPort                              string // "" for the host's
+	altPort                              uint16 // 0 for the host's
 
 	http *httpCheck
 	tcp  *tcpCheck
@@ -136,7 +136,7 @@ func compileHealthCheck(h *HealthCheck) (*healthCheck, []KeyProblem) {
 		if *p == 0 || *p > 65535 {
 			bad.add("alt_port", fmt.Sprintf("%d is not a port", *p), "write a number from 1 to 65535")
 		}
-		c.altPort = fmt.Sprint(*p)
+		c.altPort = uint16(min(*p, 65535))
 	}
 	kinds := 0
 	if h.HTTPHealthCheck != nil {

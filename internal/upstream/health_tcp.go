@@ -23,15 +23,14 @@ type tcpProber struct {
 }
 
 func (p *tcpProber) connect(ctx context.Context) (net.Conn, error) {
-	to := p.h.at(p.c.altPort)
 	if p.h.endpoint.scheme == "https" {
-		c, err := p.t.dialCheckTLS(ctx, to, nil)
+		c, err := p.t.dialCheckTLS(ctx, p.h, p.c.altPort, nil)
 		if err != nil {
 			return nil, err
 		}
 		return c, nil
 	}
-	return p.t.dialHost(ctx, to)
+	return p.t.dialPort(ctx, p.h, p.c.altPort)
 }
 
 func (p *tcpProber) probe(ctx context.Context) verdict {
