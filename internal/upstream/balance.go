@@ -103,8 +103,8 @@ func (b *balance) random(not *host) *host {
 func (b *balance) least(not *host) *host {
 	one := b.random(not)
 	for range 4 {
-		two := b.random(not)
-		if two == one {
+		two := b.random(one)
+		if two == not {
 			continue
 		}
 		// The choice has weighed them already: exchanges per weight would

@@ -451,3 +451,7 @@ func (nullExchange) Flush() error                                     { return n
 func (nullExchange) Finish(exchange.HeaderSeq) error                  { return nil }
 func (nullExchange) Abort(error)                                      {}
 func (nullExchange) Tunnel(int, exchange.HeaderSeq) (net.Conn, error) { return nil, net.ErrClosed }
+
+func tlsServer(pair tls.Certificate) *tls.Config {
+	return &tls.Config{Certificates: []tls.Certificate{pair}}
+}

@@ -17,7 +17,7 @@ import (
 	"time"
 )
 
-func endpoints(t *testing.T, urls ...string) []Endpoint {
+func endpoints(t testing.TB, urls ...string) []Endpoint {
 	t.Helper()
 	var list []Endpoint
 	for _, s := range urls {

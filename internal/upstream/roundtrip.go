@@ -231,12 +231,14 @@ func (e *trip) run(edits *exchange.HeaderEdits) error {
 	}
 	again, err := e.try(h, edits)
 	for tries := 1; again && tries < maxTries; tries++ {
-		next := t.pick(key, h)
-		if next == nil || next == h || !take(&b.retries, b.maxRetries) {
+		if !take(&b.retries, b.maxRetries) {
 			break
 		}
-		h = next
-		again, err = e.try(h, edits)
+		next := t.pick(key, h)
+		if again = next != nil && next != h; again {
+			h = next
+			again, err = e.try(h, edits)
+		}
 		b.retries.Add(-1)
 	}
 	return err
