@@ -13,7 +13,7 @@ const (
 
 // bindOptions sets what a socket needs before it is bound.
 func bindOptions(network string, c syscall.RawConn, b Bind) error {
-	if !strings.HasPrefix(network, "tcp") {
+	if !strings.HasPrefix(network, "tcp") && !strings.HasPrefix(network, "udp") {
 		return nil
 	}
 	var err error

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/quic-go/quic-go"
@@ -37,6 +38,7 @@ type h3Link struct {
 	h    *host
 	port uint16 // instead of the host's, unless 0
 	once bool   // a connection per exchange
+	free bool   // not under the limit of connections: for health checks
 
 	mu   sync.Mutex
 	conn *h3Conn
@@ -116,13 +118,31 @@ func (l *h3Link) take() (c *h3Conn, fresh bool) {
 	c.cancel = cancel
 	go func() {
 		defer cancel()
-		c.client, c.err = l.t.dialH3(ctx, l.h, l.port)
+		c.client, c.err = l.connect(ctx)
 		close(c.made)
 		if c.err != nil {
 			l.drop(c)
 		}
 	}()
 	return c, true
+}
+
+// connect makes a connection and counts it as long as it stands.
+func (l *h3Link) connect(ctx context.Context) (*http3.ClientConn, error) {
+	if l.free {
+		return l.t.dialH3(ctx, l.h, l.port)
+	}
+	b := &l.t.breaker
+	if !take(&b.open, b.maxConnections) {
+		return nil, overflow("max_connections", b.maxConnections)
+	}
+	c, err := l.t.dialH3(ctx, l.h, l.port)
+	if err != nil {
+		b.connectionClosed()
+		return nil, err
+	}
+	context.AfterFunc(c.Context(), b.connectionClosed)
+	return c, nil
 }
 
 // alive is false of connections that failed or ended.
@@ -251,9 +271,16 @@ func (t *Target) dialH3(ctx context.Context, h *host, port uint16) (*http3.Clien
 
 // dialUDP makes a socket that is connected to addr.
 func (t *Target) dialUDP(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
-	d := net.Dialer{}
-	if t.guard != nil {
-		d.ControlContext = t.guard.check
+	d := net.Dialer{ControlContext: func(ctx context.Context, network, address string, c syscall.RawConn) error {
+		if t.guard != nil {
+			if err := t.guard.check(ctx, network, address, c); err != nil {
+				return err
+			}
+		}
+		return bindOptions(network, c, t.bind)
+	}}
+	if t.bind.Source.IsValid() {
+		d.LocalAddr = net.UDPAddrFromAddrPort(netip.AddrPortFrom(t.bind.Source, 0))
 	}
 	return d.DialContext(ctx, "udp", addr.String())
 }
@@ -321,3 +348,12 @@ func h3Error(err error) error {
 	}
 	return err
 }
+
+// noUpgrades stands where HTTP/1.1 upgrades would go out.
+type noUpgrades struct{}
+
+func (noUpgrades) RoundTrip(*http.Request) (*http.Response, error) {
+	return nil, &Error{Kind: ErrUpgradeRefused, Detail: "an h3 endpoint carries no upgrades such as WebSockets; use https in to"}
+}
+
+func (noUpgrades) CloseIdleConnections() {}

@@ -66,7 +66,7 @@ func newHTTPProber(t *Target, h *host, c *healthCheck) *httpProber {
 // checkTransport makes the connection of a check to one host.
 func (t *Target) checkTransport(h *host, c *healthCheck, codec string) roundTripCloser {
 	if codec == "HTTP3" {
-		return &h3Link{t: t, h: h, port: c.altPort, once: !c.reuse}
+		return &h3Link{t: t, h: h, port: c.altPort, once: !c.reuse, free: true}
 	}
 	var protocols http.Protocols
 	alpn := []string{"http/1.1"}

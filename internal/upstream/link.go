@@ -50,6 +50,7 @@ func (t *Target) linksOf(h *host) (*links, error) {
 			t.breaker.pools.Add(-1)
 			return nil, err
 		}
+		l.upgrades = noUpgrades{}
 	} else {
 		l.plain = t.newTransport(h, t.protocols)
 	}

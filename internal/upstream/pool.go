@@ -94,6 +94,8 @@ type RouteContext struct {
 	ExtraRoots []byte
 	// V4Only: names are resolved to IPv4 only, whatever is configured.
 	V4Only bool
+	// Cluster is what the route is called.
+	Cluster string
 }
 
 // SpecOf reads a Spec out of the global settings and those of a route.
@@ -125,6 +127,12 @@ func SpecOf(global *Config, c *RouteConfig, more RouteContext) Spec {
 	}
 	if more.V4Only {
 		s.DNS.Family = "V4_ONLY"
+	}
+	if len(s.HealthChecks) > 0 {
+		s.Cluster = more.Cluster // only then: without, equal upstreams are shared
+	}
+	if s.Outlier == nil {
+		s.Outlier = &Outlier{} // unset is as {}: the defaults (configuration.md §3.8)
 	}
 	return s
 }
