@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"postern/internal/certs/acme"
 	"postern/internal/server"
 )
 
@@ -69,6 +70,9 @@ func statusCommand() *cobra.Command {
 			for _, k := range sortedKeys(s.Checks) {
 				fmt.Fprintf(w, "  check: %-26s %s\n", k, s.Checks[k])
 			}
+			for _, c := range s.Certificates {
+				fmt.Fprintf(w, "  certificate: %s\n", certificateLine(c))
+			}
 			for _, p := range s.Config.Problems {
 				fmt.Fprintf(w, "  refused change: %s\n", p)
 			}
@@ -78,6 +82,21 @@ func statusCommand() *cobra.Command {
 	f.add(cmd)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
+}
+
+// certificateLine tells how the certificate of one host is.
+func certificateLine(c acme.HostStatus) string {
+	line := fmt.Sprintf("%-30s %-10s", c.Name, c.State)
+	if !c.NotAfter.IsZero() {
+		line += " until " + c.NotAfter.Local().Format(time.DateTime)
+	}
+	if !c.Next.IsZero() {
+		line += ", next attempt " + c.Next.Local().Format(time.DateTime)
+	}
+	if c.Error != "" {
+		line += ": " + c.Error
+	}
+	return line
 }
 
 func sortedKeys(m map[string]string) []string {

@@ -14,6 +14,7 @@ import (
 	"postern/internal/authn"
 	"postern/internal/authz"
 	"postern/internal/certs"
+	"postern/internal/certs/acme"
 	"postern/internal/config"
 	"postern/internal/exchange"
 	"postern/internal/identity"
@@ -27,16 +28,17 @@ import (
 
 // generation is everything made from one configuration. It is immutable.
 type generation struct {
-	number  uint64
-	cfg     *config.Config
-	proxy   *proxy.Generation
-	pool    *upstream.Pool
-	authn   *authn.Service
-	certs   *certs.Set
-	tls     func(*tls.ClientHelloInfo) (*tls.Config, error)
-	start   func() // begins what runs in its background, once it is to serve
-	stop    func() // ends that; nil before start
-	touched func(*session.Caller)
+	number   uint64
+	cfg      *config.Config
+	proxy    *proxy.Generation
+	autocert *acme.Plan
+	pool     *upstream.Pool
+	authn    *authn.Service
+	certs    *certs.Set
+	tls      func(*tls.ClientHelloInfo) (*tls.Config, error)
+	start    func() // begins what runs in its background, once it is to serve
+	stop     func() // ends that; nil before start
+	touched  func(*session.Caller)
 }
 
 func newID() string { return uuid.NewString() }
@@ -101,9 +103,17 @@ func (s *Server) build(ctx context.Context, cfg *config.Config, previous *genera
 	for _, n := range renderer.Notes() {
 		s.log.Warn("branding: " + n)
 	}
-	certificates, err := certs.New(c.certOptions(cfg, s.secret.Reveal(), s.o.LocalCA))
+	options := c.certOptions(cfg, s.secret.Reveal(), s.o.LocalCA)
+	options.Managed = s.autocert.Certificate
+	certificates, err := certs.New(options)
 	if err != nil {
 		return nil, err
+	}
+	if g.autocert, err = c.autocertPlan(cfg, certificates.Has); err != nil {
+		return nil, err
+	}
+	for _, n := range g.autocert.Notes() {
+		s.log.Warn(n)
 	}
 	for _, n := range certificates.Notes() {
 		s.log.Warn("certificates: " + n)

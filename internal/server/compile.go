@@ -53,8 +53,10 @@ func Check(cfg *config.Config) []config.Problem {
 	if pool != nil {
 		defer pool.Close()
 	}
-	if _, err := certs.New(c.certOptions(cfg, make([]byte, session.KeySize), nil)); err != nil {
+	if set, err := certs.New(c.certOptions(cfg, make([]byte, session.KeySize), nil)); err != nil {
 		problems = append(problems, config.Problem{Path: "certificates", Message: err.Error()})
+	} else if _, err := c.autocertPlan(cfg, set.Has); err != nil {
+		problems = append(problems, config.Problem{Path: "autocert", Message: err.Error()})
 	}
 	if _, err := authz.ParseSigningKeys(cfg.Authz.SigningKey); cfg.Authz.SigningKey != nil && err != nil {
 		problems = append(problems, config.Problem{Path: "signing_key", Message: err.Error()})

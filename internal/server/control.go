@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"postern/internal/certs/acme"
 	"postern/internal/record"
 	"postern/internal/session"
 )
@@ -36,6 +37,8 @@ type Status struct {
 	Routes     int               `json:"routes"`
 	Storage    string            `json:"storage"`
 	Checks     map[string]string `json:"checks"`
+	// Certificates are those got by ACME, by host.
+	Certificates []acme.HostStatus `json:"certificates,omitempty"`
 }
 
 // ConfigStatus tells which configuration serves and what was wrong with the
@@ -75,10 +78,12 @@ func controlActor(uid uint32) record.Actor {
 
 // control serves the control API of one server.
 type control struct {
-	s    *Server
-	http *http.Server
-	ln   net.Listener
-	path string
+	s     *Server
+	http  *http.Server
+	ln    net.Listener
+	path  string
+	file  os.FileInfo // the socket, to tell it from one that took its place
+	aside string      // where the socket waits to take the place of another; "" if it does not
 }
 
 // listenControl binds the socket at path. A socket left behind by a process
@@ -107,6 +112,7 @@ func listenControl(path string) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("control socket: %w; set control_address to a place that can be written, or to off", err)
 	}
+	ln.(*net.UnixListener).SetUnlinkOnClose(false) // it may be another's by then
 	if err := os.Chmod(path, 0o600); err != nil {
 		ln.Close()
 		return nil, fmt.Errorf("control socket: %w", err)
@@ -116,12 +122,24 @@ func listenControl(path string) (net.Listener, error) {
 
 type peerUID struct{}
 
-func startControl(s *Server, path string) (*control, error) {
-	ln, err := listenControl(path)
+// startControl serves the socket at path. With replace another process serves
+// it still: this one waits beside it until take.
+func startControl(s *Server, path string, replace bool) (*control, error) {
+	c := &control{s: s, path: path}
+	at := path
+	if replace {
+		c.aside = path + ".next"
+		at = c.aside
+	}
+	ln, err := listenControl(at)
 	if err != nil {
 		return nil, err
 	}
-	c := &control{s: s, ln: ln, path: path}
+	c.ln = ln
+	if c.file, err = os.Lstat(at); err != nil {
+		ln.Close()
+		return nil, fmt.Errorf("control socket: %w", err)
+	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/status", c.status)
 	mux.HandleFunc("POST /v1/reload", c.reload)
@@ -150,9 +168,27 @@ func startControl(s *Server, path string) (*control, error) {
 	return c, nil
 }
 
+// take puts the socket in its place, in one step.
+func (c *control) take() error {
+	if c == nil || c.aside == "" {
+		return nil
+	}
+	if err := os.Rename(c.aside, c.path); err != nil {
+		return fmt.Errorf("control socket: %w", err)
+	}
+	c.aside = ""
+	return nil
+}
+
 func (c *control) close() {
 	c.http.Close()
-	os.Remove(c.path)
+	at := c.path
+	if c.aside != "" {
+		at = c.aside
+	}
+	if fi, err := os.Lstat(at); err == nil && os.SameFile(fi, c.file) {
+		os.Remove(at)
+	}
 }
 
 // uidOf asks the kernel who is at the other end of a unix connection.

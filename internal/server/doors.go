@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -25,10 +26,19 @@ type doors struct {
 	mu      sync.Mutex
 	main    *door
 	plain   *door // http_redirect_addr
-	others  []*http.Server
+	udp     udpDoors
+	others  []*innerDoor
 	names   map[string]string
 	control *control
 	failed  chan error
+	given   given // sockets that were open before this process
+}
+
+// innerDoor is a listener for operators: health or metrics.
+type innerDoor struct {
+	name, addr string
+	ln         net.Listener
+	http       *http.Server
 }
 
 // door is one bound address and the proxy.Server that takes its connections.
@@ -37,19 +47,23 @@ type door struct {
 	addr     string
 	ln       net.Listener
 	settings string // what the current server was made from
-	current  atomic.Pointer[handover]
+	current  atomic.Pointer[feed]
 	server   *proxy.Server // changed under doors.mu
+	beat     atomic.Int64  // when accept last went round, in Unix nanoseconds
+	accepted chan struct{} // closed when accept has ended
 }
 
-// handover is a listener whose connections come from a door.
-type handover struct {
+// feed is a listener whose connections come from a door.
+type feed struct {
 	addr  net.Addr
 	conns chan net.Conn
 	once  sync.Once
 	done  chan struct{}
+	// served is closed when the server knows all connections that it took.
+	served chan struct{}
 }
 
-func (h *handover) Accept() (net.Conn, error) {
+func (h *feed) Accept() (net.Conn, error) {
 	select {
 	case c := <-h.conns:
 		return c, nil
@@ -58,8 +72,16 @@ func (h *handover) Accept() (net.Conn, error) {
 	}
 }
 
-func (h *handover) Close() error   { h.once.Do(func() { close(h.done) }); return nil }
-func (h *handover) Addr() net.Addr { return h.addr }
+func (h *feed) Close() error   { h.once.Do(func() { close(h.done) }); return nil }
+func (h *feed) Addr() net.Addr { return h.addr }
+
+// listen gives the socket that came under this name, or opens one.
+func (d *doors) listen(name, key, addr string) (net.Listener, error) {
+	if ln := d.given.take(name, addr); ln != nil {
+		return ln, nil
+	}
+	return bind(key, addr)
+}
 
 // bind opens an address.
 func bind(key, addr string) (net.Listener, error) {
@@ -90,8 +112,12 @@ func (d *doors) prepare(s *Server, g *generation) (commit func(), err error) {
 	}
 	var steps []func()
 	undo := func() {}
+	bound := map[string]net.Addr{}
 	plan := func(at **door, name, key, addr, settings string, options func() proxy.ServeOptions) error {
 		old := *at
+		if s.successor.Load() != nil {
+			return nil // another process listens now
+		}
 		if addr == "" {
 			if old != nil {
 				steps = append(steps, func() { *at = nil; delete(d.names, name); go old.retire() })
@@ -99,19 +125,21 @@ func (d *doors) prepare(s *Server, g *generation) (commit func(), err error) {
 			return nil
 		}
 		if old != nil && old.addr == addr {
+			bound[name] = old.ln.Addr()
 			if old.settings != settings {
 				steps = append(steps, func() { old.exchange(settings, proxy.NewServer(options())) })
 			}
 			return nil
 		}
-		ln, err := bind(key, addr)
+		ln, err := d.listen(name, key, addr)
 		if err != nil {
 			return err
 		}
+		bound[name] = ln.Addr()
 		before := undo
 		undo = func() { ln.Close(); before() }
 		steps = append(steps, func() {
-			n := &door{name: name, addr: addr, ln: ln}
+			n := &door{name: name, addr: addr, ln: ln, accepted: make(chan struct{})}
 			n.exchange(settings, proxy.NewServer(options()))
 			*at = n
 			d.names[name] = ln.Addr().String()
@@ -123,15 +151,33 @@ func (d *doors) prepare(s *Server, g *generation) (commit func(), err error) {
 		return nil
 	}
 	p := &g.cfg.Proxy
-	if err := plan(&d.main, "main", "address", p.Address, listenerSettings(p), func() proxy.ServeOptions { return s.serveOptions(g) }); err != nil {
+	if err := plan(&d.main, "main", "address", p.Address, listenerSettings(p), func() proxy.ServeOptions {
+		o := s.serveOptions(g)
+		o.AltSvc = altSvc(p, bound["main"])
+		return o
+	}); err != nil {
 		undo()
 		return nil, err
 	}
 	if err := plan(&d.plain, "redirect", "http_redirect_addr", p.HTTPRedirectAddr, "", func() proxy.ServeOptions {
-		return proxy.ServeOptions{Handler: proxy.RedirectHandler(), NoHTTP2: true, ReadTimeout: 30 * time.Second, IdleTimeout: time.Minute, Logger: s.log}
+		return proxy.ServeOptions{Handler: s.plainHandler(), NoHTTP2: true, ReadTimeout: 30 * time.Second, IdleTimeout: time.Minute, Logger: s.log}
 	}); err != nil {
 		undo()
 		return nil, err
+	}
+	if s.successor.Load() == nil {
+		commitUDP, undoUDP, err := d.udp.plan(p, bound["main"])
+		if err != nil {
+			undo()
+			return nil, err
+		}
+		before := undo
+		undo = func() { undoUDP(); before() }
+		steps = append(steps, func() {
+			if d.main != nil {
+				commitUDP(d.main.server)
+			}
+		})
 	}
 	return func() {
 		d.mu.Lock()
@@ -144,7 +190,7 @@ func (d *doors) prepare(s *Server, g *generation) (commit func(), err error) {
 
 // listenerSettings are the settings that a proxy.Server is made from.
 func listenerSettings(c *proxy.Config) string {
-	return fmt.Sprint(c.InsecureServer, c.CodecType, c.TimeoutRead, c.TimeoutIdle, c.UseProxyProtocol, c.TrustedProxies)
+	return fmt.Sprint(c.InsecureServer, c.CodecType, c.TimeoutRead, c.TimeoutIdle, c.UseProxyProtocol, c.TrustedProxies, c.HTTP3AdvertisePort)
 }
 
 func (s *Server) serveOptions(g *generation) proxy.ServeOptions {
@@ -197,25 +243,43 @@ func nextProtos(codec string) []string {
 // exchange lets server take the door's connections; the one before drains.
 func (d *door) exchange(settings string, server *proxy.Server) {
 	old, oldServer := d.current.Load(), d.server
-	h := &handover{addr: d.ln.Addr(), conns: make(chan net.Conn), done: make(chan struct{})}
-	go server.Serve(h)
+	h := &feed{addr: d.ln.Addr(), conns: make(chan net.Conn), done: make(chan struct{}), served: make(chan struct{})}
+	go func() {
+		defer close(h.served)
+		server.Serve(h)
+	}()
 	d.settings, d.server = settings, server
 	d.current.Store(h)
 	if old != nil {
 		go func() {
 			ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
 			defer cancel()
-			oldServer.Shutdown(ctx) // closes old
+			old.Close()
+			<-old.served
+			oldServer.Retire(ctx)
 		}()
 	}
 }
 
+// beatEvery is how often an accept loop shows that it goes round.
+const beatEvery = time.Second
+
 // accept hands connections to whoever serves now. It ends with the listener.
 func (d *door) accept(failed chan<- error) {
+	defer close(d.accepted)
+	timed, _ := d.ln.(interface{ SetDeadline(time.Time) error })
 	for {
+		now := time.Now()
+		if before := d.beat.Swap(now.UnixNano()); timed != nil && before == 0 {
+			timed.SetDeadline(now.Add(beatEvery))
+		}
 		c, err := d.ln.Accept()
 		if errors.Is(err, net.ErrClosed) {
 			return
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			timed.SetDeadline(time.Now().Add(beatEvery))
+			continue
 		}
 		if err != nil {
 			// Out of descriptors, most likely: others must close first.
@@ -226,6 +290,15 @@ func (d *door) accept(failed chan<- error) {
 			c.Close()
 		}
 	}
+}
+
+// stopAccepting closes the address. What was accepted is with the server.
+func (d *door) stopAccepting() {
+	d.ln.Close()
+	<-d.accepted
+	h := d.current.Load()
+	h.Close()
+	<-h.served
 }
 
 // give hands one connection on. Whoever served may be exchanged meanwhile:
@@ -246,22 +319,22 @@ func (d *door) give(c net.Conn) bool {
 
 // retire closes the address and lets open requests finish.
 func (d *door) retire() {
-	d.ln.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
 	defer cancel()
-	d.server.Shutdown(ctx)
+	d.stopAccepting()
+	d.server.Retire(ctx)
 }
 
 // internal binds health, metrics and control: once, for the process.
 func (d *doors) internal(s *Server, cfg *config.Config) error {
 	serve := func(name, key, addr string, h http.Handler, secure *tls.Config) error {
-		ln, err := bind(key, addr)
+		ln, err := d.listen(name, key, addr)
 		if err != nil {
 			return err
 		}
 		srv := telemetry.NewInternalServer(h, s.log)
 		d.mu.Lock()
-		d.others = append(d.others, srv)
+		d.others = append(d.others, &innerDoor{name, addr, ln, srv})
 		d.names[name] = ln.Addr().String()
 		d.mu.Unlock()
 		if secure != nil {
@@ -287,7 +360,7 @@ func (d *doors) internal(s *Server, cfg *config.Config) error {
 		}
 	}
 	if path := ControlPath(cfg); path != "" {
-		c, err := startControl(s, path)
+		c, err := startControl(s, path, s.heir.replaces(path))
 		if err != nil {
 			// Without a data directory of its own a second postern of the same
 			// user must still start: the socket is a convenience there.
@@ -326,9 +399,11 @@ func metricsTLS(c *telemetry.Config) (*tls.Config, error) {
 	return t, nil
 }
 
-func (d *doors) wait(ctx context.Context) error {
+func (d *doors) wait(ctx context.Context, upgraded <-chan struct{}) error {
 	select {
 	case <-ctx.Done():
+		return nil
+	case <-upgraded:
 		return nil
 	case err := <-d.failed:
 		return err
@@ -341,6 +416,7 @@ func (d *doors) drain(limit time.Duration) {
 	defer cancel()
 	d.mu.Lock()
 	list := []*door{d.main, d.plain}
+	d.udp.stop()
 	d.mu.Unlock()
 	var all sync.WaitGroup
 	for _, x := range list {
@@ -348,6 +424,7 @@ func (d *doors) drain(limit time.Duration) {
 			continue
 		}
 		x.ln.Close()
+		x.server.GoAway() // WebSockets would wait for the end of the limit
 		all.Add(1)
 		go func() { defer all.Done(); x.server.Shutdown(ctx) }()
 	}
@@ -365,12 +442,57 @@ func (d *doors) close() {
 			x.server.Close()
 		}
 	}
+	d.udp.close()
 	for _, o := range d.others {
-		o.Close()
+		o.http.Close()
 	}
 	if d.control != nil {
 		d.control.close()
 	}
+}
+
+// retire ends listening here, because a successor accepts on the same sockets,
+// and lets requests and streams finish until ctx ends. Then it closes
+// everything.
+func (d *doors) retire(ctx context.Context) {
+	d.mu.Lock()
+	list := []*door{d.main, d.plain}
+	others, control := d.others, d.control
+	d.mu.Unlock()
+	var all sync.WaitGroup
+	for _, x := range list {
+		if x != nil {
+			all.Go(func() {
+				x.stopAccepting()
+				x.server.Retire(ctx)
+			})
+		}
+	}
+	inner, cancel := context.WithTimeout(ctx, drainTimeout)
+	defer cancel()
+	for _, o := range others {
+		all.Go(func() { o.http.Shutdown(inner) })
+	}
+	if control != nil {
+		all.Go(func() { control.http.Shutdown(inner) })
+	}
+	all.Wait()
+	d.close()
+}
+
+// live tells which accept loop has not gone round for so long, if any.
+func (d *doors) live(limit time.Duration) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, x := range []*door{d.main, d.plain} {
+		if x == nil {
+			continue
+		}
+		if still := time.Since(time.Unix(0, x.beat.Load())); still > limit {
+			return fmt.Errorf("the listener %s has not accepted for %s", x.name, still.Round(time.Second))
+		}
+	}
+	return nil
 }
 
 func (d *doors) addresses() []string {

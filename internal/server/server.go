@@ -22,11 +22,13 @@ import (
 	"postern/internal/authn"
 	"postern/internal/authz"
 	"postern/internal/certs"
+	"postern/internal/certs/acme"
 	"postern/internal/config"
 	"postern/internal/proxy"
 	"postern/internal/record"
 	"postern/internal/session"
 	"postern/internal/store"
+	"postern/internal/store/handover"
 	"postern/internal/telemetry"
 )
 
@@ -46,6 +48,12 @@ type Options struct {
 	Ready func()
 	// Sighup makes Run read the configuration again. It may be nil.
 	Sighup <-chan struct{}
+	// Autocert are the moments of certificates by ACME; the zero value is the
+	// ordinary one.
+	Autocert acme.Timing
+	// Upgrade makes Run start the program anew and hand over to it (see
+	// upgrade.go). It may be nil.
+	Upgrade <-chan struct{}
 }
 
 // drainTimeout bounds the end: requests in progress may finish that long.
@@ -61,18 +69,30 @@ type Server struct {
 	health    *telemetry.Health
 	metrics   *telemetry.Metrics
 
-	store    record.Store
-	storage  string // where records are, in words
+	store    record.Store // a *handover.Movable
+	storage  string       // where records are, in words
 	secret   session.Secret
 	made     bool // the secret is not from the configuration
 	engine   *authz.Engine
 	stapler  *certs.Stapler
+	autocert *acme.Manager
 	replicas []replica
 	used     *authn.UsedStates
 	limiter  *proxy.Limiter // counts on over changes of the configuration
 
 	current atomic.Pointer[generation]
 	doors   doors
+	systemd *notifier
+
+	// Of upgrades in place. heir is nil unless this process took over from
+	// another; successor is nil until another takes over from this one.
+	heir         *heir
+	program      string // what this process was started by
+	storeOptions store.Options
+	upgrading    sync.Mutex
+	successor    atomic.Pointer[successor]
+	upgraded     chan struct{}   // closed then
+	ending       <-chan struct{} // closed when the process is to end
 
 	// One change at a time.
 	change   sync.Mutex
@@ -87,8 +107,38 @@ func Run(ctx context.Context, o Options) error {
 	if o.Out == nil {
 		o.Out = os.Stdout
 	}
+	heir, err := newHeir(o.Env)
+	if err != nil {
+		return err
+	}
+	s := &Server{o: o, startedAt: time.Now(), level: new(slog.LevelVar), used: authn.NewUsedStates(), limiter: proxy.NewLimiter(),
+		heir: heir, program: invokedAs(), upgraded: make(chan struct{}), ending: ctx.Done()}
+	if err = s.inherit(); err == nil {
+		err = s.start(ctx)
+	}
+	heir.fail(err)
+	return err
+}
+
+// inherit takes what was open before this process began.
+func (s *Server) inherit() error {
+	if s.heir != nil {
+		if err := s.heir.inherit(&s.doors.given); err != nil {
+			return err
+		}
+	} else if err := s.doors.given.activate(s.o.Env, os.Getpid()); err != nil {
+		return err
+	}
+	// The notifier needs what successors must not have, so the rest forgets it.
+	s.systemd = newNotifier(s.o.Env, os.Getpid(), s.heir != nil)
+	s.o.Env = withoutUpgrade(s.o.Env)
+	return nil
+}
+
+// start loads the configuration and serves it.
+func (s *Server) start(ctx context.Context) error {
+	o := s.o
 	cfg, problems := config.LoadFile(o.ConfigFile, o.Env)
-	s := &Server{o: o, startedAt: time.Now(), level: new(slog.LevelVar), used: authn.NewUsedStates(), limiter: proxy.NewLimiter()}
 	s.out = telemetry.NewSink(o.Out, 100*time.Millisecond)
 	defer s.out.Close()
 	s.log = telemetry.NewLogger(s.out, s.level)
@@ -169,6 +219,8 @@ func (s *Server) run(ctx context.Context, cfg *config.Config) (err error) {
 		return err
 	}
 	defer s.engine.Close()
+	s.startAutocert()
+	defer s.autocert.Close()
 	s.stapler = certs.NewStapler(certs.StaplerOptions{Dir: dataDir(cfg), Log: s.log})
 	background.Add(1)
 	go func() { defer background.Done(); s.stapler.Run(ctx) }()
@@ -189,14 +241,25 @@ func (s *Server) run(ctx context.Context, cfg *config.Config) (err error) {
 		s.doors.close()
 		return err
 	}
+	if unused := s.doors.given.closeRest(); len(unused) > 0 {
+		s.log.Warn("sockets that were handed to this process are not in the configuration and were closed: " + strings.Join(unused, ", "))
+	}
+	if s.heir != nil {
+		if err := s.takeOver(ctx); err != nil {
+			s.doors.close()
+			return err
+		}
+	}
 	s.watchReadiness(ctx, &background)
 	s.log.Info("serving", "addresses", strings.Join(s.doors.addresses(), ", "), "routes", len(cfg.Routes), "version", s.o.Version)
-	var systemd *notifier
-	if !cfg.Telemetry.HealthCheckSystemdDisabled {
-		systemd = newNotifier(s.o.Env)
+	if cfg.Telemetry.HealthCheckSystemdDisabled {
+		s.systemd = nil
 	}
-	systemd.send("READY=1")
-	systemd.watchdog(ctx, &background, s.engine.Ready)
+	s.systemd.hush(false)
+	s.systemd.send("READY=1", s.statusLine())
+	s.systemd.watchdog(ctx, &background, s.alive, func(err error) {
+		s.log.Error("the watchdog is not told that all is well", "error", err)
+	})
 	if s.o.Ready != nil {
 		s.o.Ready()
 	}
@@ -207,13 +270,21 @@ func (s *Server) run(ctx context.Context, cfg *config.Config) (err error) {
 		config.NewWatcher(cfg, s.o.ConfigFile, s.o.Env).Run(ctx, s.o.Sighup, func(cfg *config.Config, problems []config.Problem) {
 			s.change.Lock()
 			defer s.change.Unlock()
+			s.systemd.reloading()
 			s.take(ctx, cfg, problems)
+			s.systemd.send("READY=1", s.statusLine())
 		})
 	}()
+	background.Add(1)
+	go func() { defer background.Done(); s.upgradeOnSignal(ctx) }()
 
-	failed := s.doors.wait(ctx)
+	failed := s.doors.wait(ctx, s.upgraded)
+	if s.successor.Load() != nil && ctx.Err() == nil {
+		s.drainAfterUpgrade(ctx)
+		return nil
+	}
 	s.health.Terminate()
-	systemd.send("STOPPING=1")
+	s.systemd.send("STOPPING=1")
 	s.log.Info("draining", "up_to", drainTimeout.String())
 	s.doors.drain(drainTimeout)
 	return failed
@@ -239,15 +310,29 @@ func (s *Server) openStore(ctx context.Context, cfg *config.Config) error {
 		s.made = true
 		s.log.Warn("shared_secret is not set: sessions end with this process; set shared_secret_file to keep them")
 	}
+	var carried io.Reader
+	if s.heir != nil {
+		theirs, rest, err := s.heir.prepare(ctx, cfg)
+		if err != nil {
+			return err
+		}
+		if cfg.Secrets.SharedSecret == nil {
+			secret = theirs // sessions go on
+		}
+		carried = rest
+	}
 	s.secret = session.NewSecret(secret)
 	o.Secrets = [][]byte{secret}
 	if p := cfg.Secrets.SharedSecretPrevious; p != nil {
 		o.Secrets = append(o.Secrets, p)
 	}
-	st, err := store.Open(ctx, o)
+	s.storeOptions = o
+	o.Carried = carried
+	inner, err := store.Open(ctx, o)
 	if err != nil {
 		return err
 	}
+	st := handover.NewMovable(inner)
 	versions, err := st.ServerVersion(ctx)
 	if err == nil {
 		err = versions.CheckClock(time.Now())
@@ -265,6 +350,7 @@ func (s *Server) openStore(ctx context.Context, cfg *config.Config) error {
 	}
 	s.store = st
 	s.storage = cfg.Store.Type
+	s.heir.serveRecords(st)
 	s.health.Report(telemetry.CheckStorage, telemetry.StatusRunning, nil)
 	return nil
 }
@@ -384,6 +470,7 @@ func (s *Server) take(ctx context.Context, cfg *config.Config, problems []config
 	if cfg == nil || config.Fatal(problems) {
 		s.report(problems)
 		s.refusedChange(problems)
+		s.superseded(ctx)
 		return
 	}
 	if g := s.current.Load(); g != nil && g.cfg.Checksum() == cfg.Checksum() && len(s.problems) == 0 {
@@ -398,6 +485,7 @@ func (s *Server) take(ctx context.Context, cfg *config.Config, problems []config
 		}
 		s.report(list)
 		s.refusedChange(list)
+		s.superseded(ctx)
 		return
 	}
 	if before != nil {
@@ -431,9 +519,14 @@ func (s *Server) apply(ctx context.Context, cfg *config.Config) error {
 		g.pool.Close()
 		return err
 	}
-	g.start()
+	if s.successor.Load() == nil {
+		g.start()
+	} else { // its background is the successor's
+		g.stop = func() {}
+	}
 	s.current.Store(g)
 	s.stapler.Follow(g.certs)
+	s.applyAutocert(ctx, g.autocert, previous == nil)
 	commit()
 	s.number = g.number
 	s.problems, s.loadedAt = nil, time.Now()
@@ -471,6 +564,7 @@ func (s *Server) Status() Status {
 	for name, c := range s.health.Statuses() {
 		st.Checks[name] = strings.TrimSpace(string(c.Status) + " " + c.Error)
 	}
+	st.Certificates = s.autocert.Status()
 	return st
 }
 
