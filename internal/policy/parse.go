@@ -119,6 +119,7 @@ func ParseNode(name string, n *yaml.Node, opts Options) (*Policy, []Problem, err
 	if c.policy.public {
 		c.warnings = append(c.warnings, c.policy.identityDenys...)
 	}
+	c.policy.settle(opts.Path, n.Line)
 	return c.policy, c.warnings, nil
 }
 

@@ -19,7 +19,11 @@
 // Source: policy-language.md; deviations from the reference are its §13.
 package policy
 
-import "go.yaml.in/yaml/v3"
+import (
+	"slices"
+
+	"go.yaml.in/yaml/v3"
+)
 
 // test is a compiled criterion. It must not allocate, panic or keep in.
 type test func(in *Input) verdict
@@ -81,7 +85,8 @@ func (g *group) evaluate(in *Input) verdict {
 type Policy struct {
 	name        string
 	allow, deny []group
-	rules       []Rule
+	rules       []Rule // places are relative to place
+	place       place
 	custom      func(in *Input, res *Result)
 	// public says that some allow rule lets in everybody; under it an
 	// identity criterion below deny surprises (§8).
@@ -113,7 +118,7 @@ func (p *Policy) Name() string { return p.name }
 
 // Rules lists the rules in document order, empty operators left out. The
 // caller must not change the list.
-func (p *Policy) Rules() []Rule { return p.rules }
+func (p *Policy) Rules() []Rule { return p.placed() }
 
 // Custom makes a policy of a foreign evaluator, such as a compiled script.
 // evaluate is given a zero Result and must set Err if it cannot answer.
@@ -152,5 +157,10 @@ func (p *Policy) WarningsIfPublic() []Problem {
 	if p == nil || p.public {
 		return nil // already among the warnings of Parse
 	}
-	return p.identityDenys
+	out := slices.Clone(p.identityDenys)
+	for i := range out {
+		out[i].Path = joinPath(p.place.path, out[i].Path)
+		out[i].Line += p.place.lines
+	}
+	return out
 }

@@ -251,9 +251,10 @@ func (s *Set) walk(in *Input) *walk {
 			p.custom, p.allow, p.deny, p.err = true, res.Allow, res.Deny, res.Err
 			continue
 		}
-		p.rules = make([]walkedRule, len(m.rules))
-		for j := range m.rules {
-			r := walkedRule{rule: &m.rules[j]}
+		rules := m.Rules()
+		p.rules = make([]walkedRule, len(rules))
+		for j := range rules {
+			r := walkedRule{rule: &rules[j]}
 			r.verdicts = make([]verdict, len(r.rule.Criteria))
 			for k := range r.rule.Criteria {
 				r.verdicts[k] = r.rule.Criteria[k].test(in)
