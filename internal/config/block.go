@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -111,9 +112,14 @@ func (d *decoder) unknown(k, val *yaml.Node, s *schema, path, name string) {
 	d.add(p)
 }
 
-// routes decodes the list of routes under the key list.
+// routes takes the list of routes under the key list; what they say is
+// decoded once everything around them is known.
 func (d *decoder) routes(n *yaml.Node, list string) {
-	d.dropRoutes(list)
+	d.items = slices.DeleteFunc(d.items, func(it *routeItem) bool { return it.list == list })
+	if list == "routes" && d.split != nil {
+		d.items = append(d.items, d.split...)
+		return
+	}
 	if isNull(n) {
 		return
 	}
@@ -122,31 +128,26 @@ func (d *decoder) routes(n *yaml.Node, list string) {
 		items = n.Content
 	}
 	for i, item := range items {
-		path := indexed(list, i)
-		d.places[path] = place{d.file, item.Line, item.Column}
-		if item.Kind != yaml.MappingNode {
-			hint := "write the route as from, to and policy"
-			if list == "policy" {
-				hint = "at the top, policy is the old name of routes; the policy of one route is written in the route"
-			}
-			d.fail(item, path, "a route is a mapping, not "+kindName(item), hint)
-			continue
-		}
-		r := &Route{List: list, Index: i, File: d.file, Line: item.Line, Column: item.Column}
-		v := reflect.ValueOf(r).Elem()
-		applyDefaults(v, routeKeys())
-		d.block(item, v, routeKeys(), path+".")
-		d.cfg.Routes = append(d.cfg.Routes, r)
+		it := &routeItem{list: list, index: i, file: d.file, line: item.Line, column: item.Column, node: item}
+		it.key = nodeKey(d.file, list, item)
+		d.items = append(d.items, it)
 	}
 }
 
-// dropRoutes forgets the routes of a list that a later source replaces.
-func (d *decoder) dropRoutes(list string) {
-	kept := d.cfg.Routes[:0]
-	for _, r := range d.cfg.Routes {
-		if r.List != list {
-			kept = append(kept, r)
+// route decodes one item.
+func (d *decoder) route(item *yaml.Node, r *Route) bool {
+	path := r.Path()
+	d.places[path] = place{r.File, item.Line, item.Column}
+	if item.Kind != yaml.MappingNode {
+		hint := "write the route as from, to and policy"
+		if r.List == "policy" {
+			hint = "at the top, policy is the old name of routes; the policy of one route is written in the route"
 		}
+		d.fail(item, path, "a route is a mapping, not "+kindName(item), hint)
+		return false
 	}
-	d.cfg.Routes = kept
+	v := reflect.ValueOf(r).Elem()
+	applyDefaults(v, routeKeys())
+	d.block(item, v, routeKeys(), path+".")
+	return true
 }

@@ -35,7 +35,6 @@ func (d *decoder) check() {
 	d.checkUpstream()
 	d.checkFeatures()
 	d.checkRateLimits(d.cfg.Proxy.RateLimit, "rate_limit")
-	d.checkRoutes()
 }
 
 func sorted(names []string) []string {
@@ -115,6 +114,20 @@ func (d *decoder) listener(path, value string, bare bool) (port int) {
 	return int(n)
 }
 
+// withPort adds the port that an address without one means.
+func withPort(address, port string) string {
+	if address == "" {
+		return ""
+	}
+	if host, p, err := net.SplitHostPort(address); err == nil {
+		if p == "" {
+			return net.JoinHostPort(host, port)
+		}
+		return address
+	}
+	return net.JoinHostPort(strings.Trim(address, "[]"), port)
+}
+
 func isIPv6(s string) bool {
 	a, err := netip.ParseAddr(strings.Trim(s, "[]"))
 	return err == nil && a.Is6()
@@ -126,6 +139,13 @@ func (d *decoder) checkListeners() {
 	p.HTTPRedirectAddr = strings.Trim(p.HTTPRedirectAddr, `"'`+"`")
 	d.listener("address", p.Address, true)
 	d.listener("http_redirect_addr", p.HTTPRedirectAddr, true)
+	d.checkProtocols()
+	main := "443"
+	if p.InsecureServer {
+		main = "80"
+	}
+	p.Address = withPort(p.Address, main)
+	p.HTTPRedirectAddr = withPort(p.HTTPRedirectAddr, "80")
 	d.listener("grpc_address", c.RPC.GRPCAddress, true)
 	d.listener("databroker_raft_bind_address", c.Store.RaftBindAddress, false)
 	d.listener("ssh_address", c.Features.SSHAddress, false)
@@ -393,11 +413,8 @@ func (d *decoder) checkFeatures() {
 // and takes over what is wrong with it.
 func (d *decoder) policyAt(n *yaml.Node, path string) *policy.Policy {
 	at := d.at(path)
-	key := policyKey(n)
-	if key != "" {
-		key = at.file + "\n" + key
-	}
-	return d.shared.find(key, func() (*policy.Policy, bool) {
+	key, ok := policyKey(at.file, n)
+	p := d.shared.find(key, ok, func() (*policy.Policy, bool) {
 		p, warnings, err := policy.ParseNode(at.file, n, policy.Options{FoldCase: true, Path: path})
 		take := func(found []policy.Problem, level Level) {
 			for _, w := range found {
@@ -416,4 +433,5 @@ func (d *decoder) policyAt(n *yaml.Node, path string) *policy.Policy {
 		// What warns on a public route tells places, too.
 		return p, len(warnings) == 0 && len(p.WarningsIfPublic()) == 0
 	})
+	return p.At(path, n.Line)
 }

@@ -14,28 +14,6 @@ import (
 	"postern/internal/upstream"
 )
 
-// checkRoutes checks every route by itself, then all of them together.
-func (d *decoder) checkRoutes() {
-	seen := map[string]*Route{}
-	for _, r := range d.cfg.Routes {
-		before := len(d.problems)
-		d.checkRoute(r)
-		if Fatal(d.problems[before:]) {
-			continue
-		}
-		compiled, err := route.New(r.spec())
-		if err != nil {
-			d.bad(r.Path(), err.Error(), "")
-			continue
-		}
-		if other := seen[compiled.ID]; other != nil {
-			d.bad(r.Path(), fmt.Sprintf("it is equal to %s in line %d: from, prefix, path, regex and destination are the same", other.Path(), other.Line), "remove one of them; different policies do not make two routes")
-			continue
-		}
-		seen[compiled.ID] = r
-	}
-}
-
 // spec is the part of a route by which it is told from others.
 func (r *Route) spec() route.Spec {
 	s := route.Spec{
@@ -58,8 +36,10 @@ func (d *decoder) checkRoute(r *Route) {
 	p := r.Path() + "."
 	if r.Match.From == "" {
 		d.bad(p+"from", "from is missing", "write from: https://host")
-	} else if _, err := route.ParseFrom(r.Match.From); err != nil {
+	} else if from, err := route.ParseFrom(r.Match.From); err != nil {
 		d.bad(p+"from", err.Error(), "")
+	} else if from.Scheme == "http" {
+		d.problem(LevelLogged, KindInvalid, p+"from", "the scheme http is matched like https, with the default port 80", "write https://"+from.Authority())
 	}
 	d.checkAction(r, p)
 	d.checkRewrite(r, p)
@@ -261,7 +241,8 @@ func (d *decoder) checkAccess(r *Route, p string) {
 		Public: a.AllowPublicUnauthenticatedAccess, CORSPreflight: a.CORSAllowPreflight, AnyUser: a.AllowAnyAuthenticatedUser,
 		Domains: a.AllowedDomains, Claims: a.AllowedIDPClaims, Users: a.AllowedUsers, FoldCase: true,
 	}
-	r.Shortcuts = d.shared.find(shortcutsKey(shortcuts), func() (*policy.Policy, bool) {
+	key, ok := shortcutsKey(shortcuts)
+	r.Shortcuts = d.shared.find(key, ok, func() (*policy.Policy, bool) {
 		s, err := shortcuts.Policy()
 		if err != nil {
 			d.bad(p+"allowed_idp_claims", err.Error(), "")

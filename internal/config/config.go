@@ -28,6 +28,7 @@ package config
 
 import (
 	"net/url"
+	"time"
 
 	"go.yaml.in/yaml/v3"
 
@@ -74,6 +75,13 @@ type Config struct {
 	set      []setKey  // what was set, in order, with places
 	start    []Problem // what stops the start, though not the load
 	sources  []string  // names of documents, in order
+
+	// What a later configuration may take over.
+	premises *Config
+	results  []*routeResult
+	// Settings of routes without effect, and those of them that narrow.
+	waiting   []string
+	narrowing []Problem
 }
 
 // Route is one item of routes (or policy), checked, with defaults.
@@ -166,7 +174,12 @@ type Control struct {
 	// PolicyTests are files; PolicyTestTexts is what they hold.
 	PolicyTests     []string   `key:"policy_tests" env:"-" status:"acts" doc:"Policy test files that are run at load and by validate; one that fails refuses the configuration. A test without a policy is put to the route that the URL of each case leads to."`
 	PolicyTestTexts []TestText `key:"-"`
-	ControlAddress  string     `key:"control_address" status:"acts" doc:"Unix socket of the control API, a path; control.sock in the data directory if unset."`
+	// ConfigBadRoute is read here and by server.
+	ConfigBadRoute string `key:"config_bad_route" enum:"refuse|isolate" default:"refuse" status:"acts" doc:"What a mistake in one route means: refuse refuses the whole change, or the start; isolate lets all else serve while that route answers 503 and is named in log, metric, health and postern status."`
+	// UpgradeTimeout and UpgradeDrainTimeout are read by server at SIGUSR2.
+	UpgradeTimeout      time.Duration `key:"upgrade_timeout" default:"1m" status:"acts" doc:"How long the program that SIGUSR2 starts may take until it serves. Then it is ended and the old process goes on."`
+	UpgradeDrainTimeout time.Duration `key:"upgrade_drain_timeout" default:"1h" status:"acts" doc:"How long after an upgrade in place the old process lets its open streams (WebSockets, gRPC, downloads) finish before it ends them."`
+	ControlAddress      string        `key:"control_address" status:"acts" doc:"Unix socket of the control API, a path; control.sock in the data directory if unset."`
 }
 
 // TestText is a policy test file as it was read.

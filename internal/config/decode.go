@@ -37,13 +37,20 @@ type decoder struct {
 	// budget bounds problems, so that a huge malformed document cannot fill
 	// memory with messages.
 	budget int
-	shared sharedPolicies
+	shared *sharedPolicies
+	// items are the routes met, by list; split those of the document being
+	// decoded, where it was taken apart.
+	items, split []*routeItem
+	// around is what stands around a route: where its problems may be that
+	// are not in it.
+	around *decoder
+	abroad bool // a problem was put there
 }
 
 const maxProblems = 1000
 
 func newDecoder() *decoder {
-	d := &decoder{cfg: &Config{}, places: map[string]place{}, overruled: map[string]bool{}, budget: maxProblems, shared: sharedPolicies{}}
+	d := &decoder{cfg: &Config{}, places: map[string]place{}, overruled: map[string]bool{}, budget: maxProblems, shared: newSharedPolicies()}
 	applyDefaults(reflect.ValueOf(d.cfg).Elem(), globalKeys())
 	d.cfg.Features.RuntimeFlags = make(map[string]bool, len(flagDefaults))
 	for name, v := range flagDefaults {
@@ -82,6 +89,10 @@ func (d *decoder) at(path string) place {
 			break
 		}
 		p = p[:i]
+	}
+	if d.around != nil {
+		d.abroad = true
+		return d.around.at(path)
 	}
 	return place{}
 }
@@ -124,7 +135,7 @@ func applyDefaults(v reflect.Value, s *schema) {
 // parseDefault reads the declared default of a key, which must be valid.
 func (k *declared) parseDefault() {
 	v := reflect.New(k.typ).Elem()
-	d := &decoder{places: map[string]place{}, overruled: map[string]bool{}, budget: maxProblems, shared: sharedPolicies{}}
+	d := &decoder{places: map[string]place{}, overruled: map[string]bool{}, budget: maxProblems, shared: newSharedPolicies()}
 	d.value(textNode(k.def), v, k, k.path)
 	if len(d.problems) > 0 {
 		panic("config: the default of " + k.path + " is not valid: " + d.problems[0].Message)
@@ -137,8 +148,10 @@ func textNode(s string) *yaml.Node {
 }
 
 // document decodes the root of a document over what is there.
-func (d *decoder) document(file string, root *yaml.Node) {
-	d.file = file
+func (d *decoder) document(file string, l *docLayer) {
+	root := l.root
+	d.file, d.split = file, l.items
+	defer func() { d.split = nil }()
 	if root == nil {
 		return
 	}

@@ -60,7 +60,7 @@ func parse(name string, format Format, text []byte) (*yaml.Node, []Problem) {
 		n, err := parseTOML(text)
 		return n, syntaxProblem(name, "TOML", err)
 	}
-	return parseYAML(name, text)
+	return parseWhole(name, text, 0)
 }
 
 // syntaxError is a malformed document, with its place.
@@ -85,8 +85,9 @@ func syntaxProblem(name, language string, err error) []Problem {
 
 var yamlErrorLine = regexp.MustCompile(`line (\d+): `)
 
-// parseYAML reads the first document of a YAML stream.
-func parseYAML(name string, text []byte) (root *yaml.Node, problems []Problem) {
+// parseWhole reads the first document of a YAML stream, which stands depth
+// levels below the root of another.
+func parseWhole(name string, text []byte, depth int) (root *yaml.Node, problems []Problem) {
 	// The parser is not ours: whatever it does to a strange text, the answer
 	// is a problem.
 	defer func() {
@@ -124,7 +125,7 @@ func parseYAML(name string, text []byte) (root *yaml.Node, problems []Problem) {
 		return nil, problems
 	}
 	e := expander{file: name, left: maxExpanded, open: map[*yaml.Node]bool{}}
-	root = e.expand(doc.Content[0], 0, false)
+	root = e.expand(doc.Content[0], depth, false)
 	if e.failed != nil {
 		return nil, []Problem{*e.failed}
 	}
@@ -172,6 +173,7 @@ func (e *expander) expand(n *yaml.Node, depth int, aliased bool) *yaml.Node {
 		delete(e.open, n.Alias)
 		return out
 	case yaml.ScalarNode:
+		n.HeadComment, n.LineComment, n.FootComment = "", "", ""
 		return n
 	}
 	if n.Anchor != "" {
@@ -228,6 +230,77 @@ func (e *expander) merge(out, m *yaml.Node) {
 // docLayer is a parsed document.
 type docLayer struct {
 	root *yaml.Node // nil: empty
+	// items are those of routes where the text was taken apart; the root
+	// then has an empty list in their place.
+	items []*routeItem
+}
+
+// parseDocument reads a document. Items of its routes that are known already
+// are not parsed again, where their texts can be told apart.
+func parseDocument(name string, format Format, text []byte, before *routesBefore) (*docLayer, []Problem) {
+	if format != YAML || len(text) > maxDocument {
+		root, problems := parse(name, format, text)
+		return &docLayer{root: root}, problems
+	}
+	s, ok := splitRoutes(text)
+	if !ok {
+		root, problems := parse(name, format, text)
+		return &docLayer{root: root}, problems
+	}
+	items := s.routeItems(name)
+	if l := s.parseChanged(name, items, before); l != nil {
+		return l, nil
+	}
+	root, problems := parse(name, format, text)
+	if Fatal(problems) || !s.agrees(root) {
+		return &docLayer{root: root}, problems
+	}
+	at, _ := routesValue(root, s.key)
+	for i, n := range root.Content[at].Content {
+		items[i].node, items[i].column = n, n.Column
+	}
+	return &docLayer{root: root, items: items}, problems
+}
+
+// routeItems are the items, known by their texts.
+func (s *split) routeItems(file string) []*routeItem {
+	out := make([]*routeItem, len(s.items))
+	list := make([]routeItem, len(s.items))
+	for i, it := range s.items {
+		list[i] = routeItem{list: "routes", index: i, file: file, line: it.line, text: it.text}
+		list[i].key = textKey(file, it.text)
+		out[i] = &list[i]
+	}
+	return out
+}
+
+// parseChanged parses what is around the items, and those items that are not
+// known. It gives nil where parsing the whole is cheaper, or where the parts
+// are not in order: what is wrong is told of the whole.
+func (s *split) parseChanged(name string, items []*routeItem, before *routesBefore) *docLayer {
+	var changed []int
+	for i, it := range items {
+		if known := before.find(it.key); known != nil {
+			it.column = known.route.Column
+		} else {
+			changed = append(changed, i)
+		}
+	}
+	if len(changed) > len(items)/4 {
+		return nil
+	}
+	root, problems := parseWhole(name, s.rest, 0)
+	at, found := routesValue(root, s.key)
+	if len(problems) > 0 || !found || !isNull(root.Content[at]) {
+		return nil
+	}
+	root.Content[at] = &yaml.Node{Kind: yaml.SequenceNode, Tag: "!!seq", Line: s.items[0].line}
+	for _, i := range changed {
+		if !items[i].parse() {
+			return nil
+		}
+	}
+	return &docLayer{root: root, items: items}
 }
 
 // keys are the top-level keys that the document sets.

@@ -53,7 +53,7 @@ type WatchedFile struct {
 type fileSet struct {
 	open    fileReader
 	order   []string
-	content map[string]fileContent
+	content map[string]*fileContent
 	// unwatched files are read but their change means no reload.
 	unwatched map[string]bool
 }
@@ -61,20 +61,39 @@ type fileSet struct {
 type fileContent struct {
 	data []byte
 	err  error
+	hash *[sha256.Size]byte // once asked
+}
+
+func (c *fileContent) sum() (sum [sha256.Size]byte) {
+	if c == nil || c.err != nil {
+		return sum
+	}
+	if c.hash == nil {
+		sum = sha256.Sum256(c.data)
+		c.hash = &sum
+	}
+	return *c.hash
 }
 
 func newFileSet(open fileReader) *fileSet {
-	return &fileSet{open: open, content: map[string]fileContent{}, unwatched: map[string]bool{}}
+	return &fileSet{open: open, content: map[string]*fileContent{}, unwatched: map[string]bool{}}
 }
 
 func (s *fileSet) read(path string) ([]byte, error) {
 	c, ok := s.content[path]
 	if !ok {
+		c = &fileContent{}
 		c.data, c.err = s.open(path)
 		s.content[path] = c
 		s.order = append(s.order, path)
 	}
 	return c.data, c.err
+}
+
+// hash is the SHA-256 of what a file holds, zero if it cannot be read.
+func (s *fileSet) hash(path string) (sum [sha256.Size]byte) {
+	_, _ = s.read(path)
+	return s.content[path].sum()
 }
 
 func (s *fileSet) list() []WatchedFile {
@@ -83,11 +102,7 @@ func (s *fileSet) list() []WatchedFile {
 		if s.unwatched[path] {
 			continue
 		}
-		f := WatchedFile{Path: path}
-		if c := s.content[path]; c.err == nil {
-			f.Hash = sha256.Sum256(c.data)
-		}
-		out = append(out, f)
+		out = append(out, WatchedFile{path, s.content[path].sum()})
 	}
 	return out
 }
@@ -183,21 +198,22 @@ func (d *decoder) resolveFiles(files *fileSet) {
 		}
 	}
 	d.sshFiles(files)
+}
 
-	for _, r := range c.Routes {
-		p := r.Path() + "."
-		d.pemPair(files, p+"tls_custom_ca", &r.Upstream.TLSCustomCA, r.Upstream.TLSCustomCAFile, pairInline)
-		d.pemPair(files, p+"tls_client_cert", &r.Upstream.TLSClientCert, r.Upstream.TLSClientCertFile, pairInline)
-		d.pemPair(files, p+"tls_client_key", &r.Upstream.TLSClientKey, r.Upstream.TLSClientKeyFile, pairInline)
-		d.pemPair(files, p+"tls_downstream_client_ca", &r.Certs.TLSDownstreamClientCA, r.Certs.TLSDownstreamClientCAFile, pairFile)
-		if name := r.Extra.KubernetesTokenFile; name != "" {
-			if r.Extra.KubernetesToken != "" {
-				d.bad(p+"kubernetes_service_account_token_file", "kubernetes_service_account_token is set, too", "keep one of them")
-			}
-			// Watched, so that a rotated token counts within moments.
-			if b, ok := d.fileAt(files, p+"kubernetes_service_account_token_file", name, true); ok {
-				r.Extra.KubernetesToken = strings.TrimRight(string(b), "\r\n")
-			}
+// resolveRouteFiles does the same for one route.
+func (d *decoder) resolveRouteFiles(r *Route, files *fileSet) {
+	p := r.Path() + "."
+	d.pemPair(files, p+"tls_custom_ca", &r.Upstream.TLSCustomCA, r.Upstream.TLSCustomCAFile, pairInline)
+	d.pemPair(files, p+"tls_client_cert", &r.Upstream.TLSClientCert, r.Upstream.TLSClientCertFile, pairInline)
+	d.pemPair(files, p+"tls_client_key", &r.Upstream.TLSClientKey, r.Upstream.TLSClientKeyFile, pairInline)
+	d.pemPair(files, p+"tls_downstream_client_ca", &r.Certs.TLSDownstreamClientCA, r.Certs.TLSDownstreamClientCAFile, pairFile)
+	if name := r.Extra.KubernetesTokenFile; name != "" {
+		if r.Extra.KubernetesToken != "" {
+			d.bad(p+"kubernetes_service_account_token_file", "kubernetes_service_account_token is set, too", "keep one of them")
+		}
+		// Watched, so that a rotated token counts within moments.
+		if b, ok := d.fileAt(files, p+"kubernetes_service_account_token_file", name, true); ok {
+			r.Extra.KubernetesToken = strings.TrimRight(string(b), "\r\n")
 		}
 	}
 }

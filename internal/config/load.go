@@ -1,7 +1,6 @@
 package config
 
 import (
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -17,7 +16,7 @@ import (
 type Source interface {
 	// Name is shown in problems.
 	Name() string
-	read(ctx context.Context, fs fileReader) (*layer, []Problem)
+	read(ctx context.Context, fs fileReader, before *routesBefore) (*layer, []Problem)
 }
 
 // layer is what a source says.
@@ -32,11 +31,21 @@ type layer struct {
 // LoadFile reads the configuration at path, or only the environment if path is
 // empty, under the given environment (as os.Environ gives it).
 func LoadFile(path string, env []string) (*Config, []Problem) {
+	return LoadFileAfter(nil, path, env)
+}
+
+// LoadFileAfter is LoadFile where an earlier configuration is known, or nil.
+// The outcome is the same; routes that did not change are taken over.
+func LoadFileAfter(earlier *Config, path string, env []string) (*Config, []Problem) {
+	return judged(loadAll(context.Background(), earlier, diskReader, fileSources(path, env)...))
+}
+
+func fileSources(path string, env []string) []Source {
 	sources := []Source{}
 	if path != "" {
 		sources = append(sources, File(path))
 	}
-	return Load(context.Background(), append(sources, Environment(env))...)
+	return append(sources, Environment(env))
 }
 
 // Load reads, merges and checks the sources, later ones over earlier ones. The
@@ -48,7 +57,10 @@ func Load(ctx context.Context, sources ...Source) (*Config, []Problem) {
 }
 
 func load(ctx context.Context, read fileReader, sources ...Source) (*Config, []Problem) {
-	cfg, problems := loadAll(ctx, read, sources...)
+	return judged(loadAll(ctx, nil, read, sources...))
+}
+
+func judged(cfg *Config, problems []Problem) (*Config, []Problem) {
 	if Fatal(problems) {
 		return nil, problems
 	}
@@ -57,12 +69,13 @@ func load(ctx context.Context, read fileReader, sources ...Source) (*Config, []P
 
 // loadAll gives the Config even where problems are fatal, for the watcher,
 // which must know what files such a configuration names.
-func loadAll(ctx context.Context, read fileReader, sources ...Source) (*Config, []Problem) {
+func loadAll(ctx context.Context, earlier *Config, read fileReader, sources ...Source) (*Config, []Problem) {
 	d := newDecoder()
 	files := newFileSet(read)
+	before := routesOf(earlier)
 	var layers []*layer
 	for _, s := range sources {
-		l, problems := s.read(ctx, files.read)
+		l, problems := s.read(ctx, files.read, before)
 		d.problems = append(d.problems, problems...)
 		if l == nil {
 			l = &layer{name: s.Name()}
@@ -77,14 +90,11 @@ func loadAll(ctx context.Context, read fileReader, sources ...Source) (*Config, 
 			later.overrule(d.overruled)
 		}
 		if l.document != nil {
-			d.document(l.name, l.document.root)
+			d.document(l.name, l.document)
 		}
 		l.env.decode(d)
 	}
 	d.cfg.set = lastSet(d.cfg.set)
-	slices.SortStableFunc(d.cfg.Routes, func(a, b *Route) int {
-		return cmp.Compare(listRank(a.List), listRank(b.List))
-	})
 	if !malformed {
 		// Without a document there is nothing to check, and complaints about
 		// what it lacks would mislead.
@@ -92,6 +102,7 @@ func loadAll(ctx context.Context, read fileReader, sources ...Source) (*Config, 
 		d.check()
 		d.resolveMeaning()
 	}
+	d.makeRoutes(files, before, !malformed)
 	d.noteKeys()
 	d.cfg.files = files.list()
 	d.cfg.checksum = checksum(layers, d.cfg.files)
@@ -160,7 +171,7 @@ type fileSource string
 
 func (f fileSource) Name() string { return string(f) }
 
-func (f fileSource) read(ctx context.Context, fs fileReader) (*layer, []Problem) {
+func (f fileSource) read(ctx context.Context, fs fileReader, before *routesBefore) (*layer, []Problem) {
 	name := string(f)
 	format, err := formatOf(name)
 	if err != nil {
@@ -170,7 +181,7 @@ func (f fileSource) read(ctx context.Context, fs fileReader) (*layer, []Problem)
 	if err != nil {
 		return nil, []Problem{{File: name, Message: "the file cannot be read: " + reason(err), Hint: "check the path and who may read it"}}
 	}
-	return Text(name, format, text).read(ctx, fs)
+	return Text(name, format, text).read(ctx, fs, before)
 }
 
 // Text is a document in memory.
@@ -186,12 +197,12 @@ type textSource struct {
 
 func (t textSource) Name() string { return t.name }
 
-func (t textSource) read(context.Context, fileReader) (*layer, []Problem) {
-	root, problems := parse(t.name, t.format, t.text)
+func (t textSource) read(_ context.Context, _ fileReader, before *routesBefore) (*layer, []Problem) {
+	document, problems := parseDocument(t.name, t.format, t.text, before)
 	if Fatal(problems) {
 		return nil, problems
 	}
-	return &layer{name: t.name, document: &docLayer{root}, identity: t.text}, problems
+	return &layer{name: t.name, document: document, identity: t.text}, problems
 }
 
 // Environment is the settings among variables of the form NAME=value.
@@ -201,7 +212,7 @@ type envSource []string
 
 func (e envSource) Name() string { return environment }
 
-func (e envSource) read(context.Context, fileReader) (*layer, []Problem) {
+func (e envSource) read(context.Context, fileReader, *routesBefore) (*layer, []Problem) {
 	l := &layer{name: environment, env: readEnviron(e)}
 	var b strings.Builder
 	for _, v := range l.env.vars {

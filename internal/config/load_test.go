@@ -68,9 +68,15 @@ func TestBadFixtures(t *testing.T) {
 func TestEveryKeyIsSetByTheFixture(t *testing.T) {
 	dir := material(t)
 	text := strings.ReplaceAll(readFile(t, "testdata/every.good.yaml"), "@DIR@", dir)
-	cfg := mustLoad(t, text)
+	mustLoad(t, text)
+	l, _ := parseDocument("config.yaml", YAML, []byte(text), nil)
+	d := newDecoder()
+	d.document("config.yaml", l)
+	for _, it := range d.items {
+		d.route(it.node, &Route{List: it.list, Index: it.index})
+	}
 	set := map[string]bool{}
-	for _, s := range cfg.set {
+	for _, s := range d.cfg.set {
 		set[generic(s.path)] = true
 	}
 	// Inline variants of the files that the fixture names, and what excludes

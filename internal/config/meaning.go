@@ -20,13 +20,11 @@ func keyPairOf(source string, cert, key []byte) certs.KeyPair {
 }
 
 // resolveMeaning computes what keys mean together, so that those who obey
-// them need not know which key inherits from which.
+// them need not know which key inherits from which. Routes follow by
+// themselves (resolveRoute).
 func (d *decoder) resolveMeaning() {
 	c := d.cfg
 	c.Proxy.SetResponseHeaders = c.globalResponseHeaders()
-	for _, r := range c.Routes {
-		c.resolveRoute(r)
-	}
 }
 
 // globalResponseHeaders is the effective set (configuration.md §2.12): the

@@ -9,21 +9,10 @@ import (
 // noteKeys adds what is to be said about keys as such: old names, and the one
 // note that lists the keys which are understood but do not act yet.
 func (d *decoder) noteKeys() {
-	var waiting []string
-	for _, s := range d.cfg.set {
-		if s.key.deprecated != "" {
-			d.problem(LevelLogged, KindDeprecated, s.path, "the key is an old one", "use "+s.key.deprecated)
-		}
-	}
-	for _, s := range outermost(d.cfg.set) {
-		if !s.key.narrows {
-			waiting = append(waiting, generic(s.path))
-		}
-	}
+	waiting := append(d.noteSet(), d.cfg.waiting...)
 	if d.isSet("policy") {
 		d.problem(LevelLogged, KindDeprecated, "policy", "the key is an old name", "use routes")
 	}
-	waiting = append(waiting, d.cfg.waitingValues()...)
 	if len(waiting) == 0 {
 		return
 	}
@@ -35,20 +24,26 @@ func (d *decoder) noteKeys() {
 	})
 }
 
+// noteSet notes the old names among what was set, and gives what does not act.
+func (d *decoder) noteSet() (waiting []string) {
+	for _, s := range d.cfg.set {
+		if s.key.deprecated != "" {
+			d.problem(LevelLogged, KindDeprecated, s.path, "the key is an old one", "use "+s.key.deprecated)
+		}
+	}
+	for _, s := range outermost(d.cfg.set) {
+		if !s.key.narrows {
+			waiting = append(waiting, generic(s.path))
+		}
+	}
+	return waiting
+}
+
 func firstOrNone(names []string) string {
 	if len(names) == 0 {
 		return ""
 	}
 	return names[0]
-}
-
-// waitingValues are values without effect of keys that act.
-func (c *Config) waitingValues() []string {
-	var out []string
-	if c.Proxy.CodecType == "http3" {
-		out = append(out, "codec_type: http3")
-	}
-	return out
 }
 
 // outermost are the keys that do not act and were set to something that would,
@@ -106,7 +101,7 @@ func Narrowing(c *Config) []Problem {
 			Hint:    "starting without it would admit more than you asked for: remove it, and restrict by policy",
 		})
 	}
-	return out
+	return append(out, c.narrowing...)
 }
 
 // StartProblems lists everything that stops a start although the document is
@@ -129,6 +124,9 @@ func (c *Config) StartProblems() []Problem {
 	}
 	if c.Store.Type == "postgres" {
 		stop("databroker_storage_type", "postgres is not possible yet", "use file or memory")
+	}
+	if c.Proxy.Engine == "fast" {
+		stop("engine", "the fast engine is not part of this version", "use reference, or auto, which picks it")
 	}
 	if c.Services.ZeroToken != "" {
 		stop("pomerium_zero_token", "there is no managed mode", "remove the token and configure routes here")

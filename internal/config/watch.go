@@ -3,7 +3,9 @@ package config
 import (
 	"context"
 	"crypto/sha256"
+	"maps"
 	"os"
+	"slices"
 	"time"
 )
 
@@ -14,20 +16,25 @@ const (
 	// watchSettle is how long files must stay as they are before they are
 	// read: a writer may be half-way.
 	watchSettle = 200 * time.Millisecond
+	// watchClosed is how long where the file system told that a writer is done.
+	watchClosed = 50 * time.Millisecond
 	// watchWhole is the number of looks after which every file is read again,
 	// even those whose metadata is unchanged.
 	watchWhole = 30
 )
 
 // Watcher loads a configuration again when what it was read from changes. It
-// compares contents, through symbolic links and mounts, so it needs neither
-// events from the file system nor a directory of its own.
+// compares contents, through symbolic links and mounts, every second; events
+// of the file system, where there are any, only make it look sooner.
 type Watcher struct {
 	path  string
 	env   []string
 	files map[string]*watched
 	looks int
 	hot   bool
+	// last is the configuration whose routes may be taken over.
+	last   *Config
+	notice func(paths []string) (events <-chan struct{}, stop func())
 }
 
 // watched is what is known of one file.
@@ -40,7 +47,7 @@ type watched struct {
 // NewWatcher watches what cfg was read from, which must have come from
 // LoadFile(path, env).
 func NewWatcher(cfg *Config, path string, env []string) *Watcher {
-	w := &Watcher{path: path, env: env, hot: true}
+	w := &Watcher{path: path, env: env, hot: true, last: cfg, notice: fileEvents}
 	w.follow(cfg)
 	return w
 }
@@ -65,16 +72,24 @@ func (w *Watcher) follow(cfg *Config) {
 func (w *Watcher) Run(ctx context.Context, trigger <-chan struct{}, apply func(*Config, []Problem)) {
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
+	events, stop := w.events()
+	defer func() { stop() }()
 	for {
+		settle := watchSettle
 		select {
 		case <-ctx.Done():
 			return
 		case <-trigger:
+			settle = 0
+		case <-events:
+			settle = watchClosed
 		case <-tick.C:
+		}
+		if settle > 0 {
 			if !w.hot || !w.changed() {
 				continue
 			}
-			if !w.settle(ctx) {
+			if !w.settle(ctx, settle) {
 				return
 			}
 		}
@@ -82,18 +97,25 @@ func (w *Watcher) Run(ctx context.Context, trigger <-chan struct{}, apply func(*
 		if ctx.Err() != nil {
 			return
 		}
+		// What is to be watched may be elsewhere now.
+		stop()
+		events, stop = w.events()
 		apply(cfg, problems)
 	}
+}
+
+// events tells of changes of the files, as far as the file system does.
+func (w *Watcher) events() (<-chan struct{}, func()) {
+	if w.notice == nil {
+		return nil, func() {}
+	}
+	return w.notice(slices.Collect(maps.Keys(w.files)))
 }
 
 // load reads the configuration and takes over the files it names, even if it
 // is not valid: its repair must be seen, too.
 func (w *Watcher) load(ctx context.Context) (*Config, []Problem) {
-	sources := []Source{}
-	if w.path != "" {
-		sources = append(sources, File(w.path))
-	}
-	cfg, problems := loadAll(ctx, diskReader, append(sources, Environment(w.env))...)
+	cfg, problems := loadAll(ctx, w.last, diskReader, fileSources(w.path, w.env)...)
 	hot, before := w.hot, w.files
 	w.follow(cfg)
 	if Fatal(problems) {
@@ -108,16 +130,17 @@ func (w *Watcher) load(ctx context.Context) (*Config, []Problem) {
 		}
 		return nil, problems
 	}
+	w.last = cfg
 	return cfg, problems
 }
 
-// settle waits until the files stay as they are, but not for ever.
-func (w *Watcher) settle(ctx context.Context) bool {
+// settle waits until the files stay as they are for a while, but not for ever.
+func (w *Watcher) settle(ctx context.Context, while time.Duration) bool {
 	for range 10 {
 		select {
 		case <-ctx.Done():
 			return false
-		case <-time.After(watchSettle):
+		case <-time.After(while):
 		}
 		if !w.changed() {
 			break
