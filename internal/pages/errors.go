@@ -30,12 +30,17 @@ const (
 	LoginLoop                            // 400: the third bounce
 	SignInFailed                         // 400: sign-in cannot be finished
 	ProviderUnavailable                  // 503: the identity provider does not answer
+	Busy                                 // 503: the application is at the limit of a circuit breaker
+	NoHealthy                            // 503: none of the application's servers is in use
+	Untrusted                            // 502: the application did not prove that it is the right one
+	Misconfigured                        // 503: the settings of the route hold a mistake
 )
 
 var kindStatus = [...]int{
 	Internal: 500, BadRequest: 400, Unauthenticated: 401, Denied: 403, NotFound: 404, TooMany: 429,
 	BadAnswer: 502, Unreachable: 503, Unavailable: 503, Timeout: 504, ClientCertificate: 495,
 	LoginLoop: 400, SignInFailed: 400, ProviderUnavailable: 503,
+	Busy: 503, NoHealthy: 503, Untrusted: 502, Misconfigured: 503,
 }
 
 // Source says who made an error; programs are answered in its dialect
@@ -63,7 +68,8 @@ const (
 
 // ErrorPage is a refusal or failure as the visitor may know it. It never
 // holds an upstream address, a rule or a group, except in Denial, which the
-// caller fills only on routes with show_error_details.
+// caller fills only on routes with show_error_details, and in Detail, which
+// only administrators are shown.
 type ErrorPage struct {
 	Kind      ErrorKind
 	Source    Source
@@ -89,7 +95,10 @@ type ErrorPage struct {
 	Denial            Denial // shown only with ShowDetails
 	RetryAfter        time.Duration
 	GRPCStatus        int           // for gRPC clients; 0: by status
-	TimeoutKey        string        // Timeout: the configuration key that cut it
+	Brief             string        // what went wrong with the application, without a name: shown only with ShowDetails
+	Detail            string        // the same with names: shown only to an Administrator
+	Administrator     bool          // whoever asks administers this installation
+	TimeoutKey        string        // Timeout, Busy: the configuration key that set the limit
 	Waited            time.Duration // Timeout: how long the upstream was given
 	Cause             LoopCause
 	Attempts          int           // LoginLoop: how many bounces,

@@ -124,6 +124,36 @@ func (r *Renderer) errorGate(req *http.Request, status int, p *ErrorPage) gate {
 		if p.TimeoutKey != "" {
 			receipt.Facts = append(receipt.Facts, sentence{text("limit set by "), code(p.TimeoutKey)})
 		}
+	case Busy:
+		g.Door, g.Heading = "slow", sub+" is busy"
+		g.Lead = sentence{text(fine), text("The application has as much to do as it may take, so your request was not passed on. Try again in a moment.")}
+		strip(you, "", "full")
+		retry("primary")
+		link("Your applications", p.PortalURL, "quiet")
+		receiptSays = "upstream full"
+		if p.TimeoutKey != "" {
+			receipt.Facts = append(receipt.Facts, sentence{text("limit set by "), code(p.TimeoutKey)})
+		}
+	case NoHealthy:
+		g.Door, g.Heading = "unreachable", sub+" is out of order"
+		g.Lead = sentence{text(fine), text("None of the servers behind this address works at the moment. The gateway keeps looking and opens again by itself.")}
+		strip(you, "", "out of order")
+		retry("primary")
+		link("Your applications", p.PortalURL, "quiet")
+		receiptSays = "no healthy upstream"
+	case Untrusted:
+		g.Door, g.Heading = "shut", sub+" could not prove who it is"
+		g.Lead = sentence{text(fine), text("The application behind this address did not show that it is the right one, so your request was not passed on.")}
+		strip(you, "", "not trusted")
+		retry("primary")
+		link("Your applications", p.PortalURL, "quiet")
+		receiptSays = "upstream certificate not accepted"
+	case Misconfigured:
+		g.Door, g.Heading = "shut", sub+" is not set up correctly"
+		g.Lead = say("There is a mistake in its settings, so it stays shut until that is mended. Other applications are not affected, and nothing is wrong with your account.")
+		link("Your applications", p.PortalURL, "primary")
+		retry("quiet")
+		receiptSays = "route misconfigured"
 	case Unavailable:
 		g.Door, g.Heading = "slow", "We cannot check your access just now"
 		g.Lead = say("What the check needs is not up to date, so the door stays shut. Nothing is wrong with your account.")
@@ -188,7 +218,13 @@ func (r *Renderer) errorGate(req *http.Request, status int, p *ErrorPage) gate {
 			g.Lead = append(say("Going round again would not help. "), text(p.Message))
 		}
 	}
-	if len(g.Strip) > 0 || p.Kind == Internal {
+	switch {
+	case p.Administrator && p.Detail != "":
+		g.Callout = &callout{Icon: "info", Head: "What went wrong", Body: sentence{text(capital(shorten(p.Detail, 600)))}}
+	case (p.ShowDetails || p.Administrator) && p.Brief != "":
+		g.Callout = &callout{Icon: "info", Head: "What went wrong", Body: sentence{text(p.Brief)}}
+	}
+	if len(g.Strip) > 0 || p.Kind == Internal || p.Kind == Misconfigured {
 		g.Hint = say(askRunner)
 		if r.brand.HelpURL != "" {
 			g.Hint = say(askHelp)
@@ -396,6 +432,15 @@ func retryURL(req *http.Request, given string) string {
 	s := u.String()
 	if !strings.HasPrefix(s, "/") || strings.HasPrefix(s, "//") || strings.ContainsAny(s, "\\") {
 		return "/"
+	}
+	return s
+}
+
+// capital makes a sentence of the text of an error.
+func capital(s string) string {
+	s = strings.ToUpper(s[:1]) + s[1:]
+	if !strings.ContainsAny(s[len(s)-1:], ".!?") {
+		s += "."
 	}
 	return s
 }

@@ -139,6 +139,11 @@ func (c *call) serve() {
 		return
 	}
 
+	if c.target.problem != "" {
+		c.log(slog.LevelInfo, "route is not served", "route", rt.ID, "problem", c.target.problem)
+		c.fail(pages.ErrorPage{Kind: pages.Misconfigured, Source: pages.FromProxy, Detail: c.target.problem}, "route_misconfigured")
+		return
+	}
 	if !c.withinLimits(beforeDecision) {
 		return
 	}
@@ -276,7 +281,7 @@ func (c *call) redirectTo(status int, location, details string) {
 func (c *call) local(handler func(http.ResponseWriter, *http.Request)) {
 	h := c.w.Header()
 	rules := c.gen.Settings.ResponseHeaders
-	if c.target != nil {
+	if c.target != nil && c.target.problem == "" {
 		rules = c.target.response
 	}
 	for _, f := range rules.Fields() {

@@ -31,6 +31,7 @@ type testRoute struct {
 	keys RouteConfig
 	to   string // destination; default: the door's echo server
 	hook RouteHook
+	tls  *upstream.TLS // default: nothing is verified
 }
 
 // testDoor describes a door; zero fields have useful defaults.
@@ -218,6 +219,9 @@ func (d testDoor) start(t testing.TB) *running {
 			Endpoints: []upstream.Endpoint{{URL: u}}, WebSockets: tr.keys.Resolved.Websockets,
 			TLS: upstream.TLS{SkipVerify: true},
 		})
+		if tr.tls != nil {
+			specs[len(specs)-1].TLS = *tr.tls
+		}
 	}
 	table, err := route.NewTable(routes, options)
 	if err != nil {

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"io"
 	"log/slog"
@@ -160,6 +161,12 @@ func (c *call) failed(err, cause error) {
 		answer.Kind = pages.BadAnswer
 	case ue.Kind == upstream.ErrBadRequest:
 		answer.Kind, answer.Message = pages.BadRequest, ue.Public()
+	case ue.Kind == upstream.ErrOverflow:
+		answer.Kind, answer.TimeoutKey = pages.Busy, ue.Key
+	case c.details == "no_healthy_upstream":
+		answer.Kind, answer.Brief = pages.NoHealthy, "No server of the application is in use: their names do not resolve, or they fail."
+	case ue.Kind == upstream.ErrUnreachable && untrusted(ue) != "":
+		answer.Kind, answer.Brief = pages.Untrusted, untrusted(ue)
 	case ue.Kind == upstream.ErrUpgradeRefused:
 		answer.Kind, answer.Message = pages.Denied, ue.Public()
 	}
@@ -170,7 +177,31 @@ func (c *call) failed(err, cause error) {
 		}
 		return
 	}
+	switch answer.Kind {
+	case pages.Unreachable, pages.BadAnswer, pages.NoHealthy, pages.Untrusted, pages.Busy:
+		answer.Detail = ue.Error() // for administrators alone
+	}
+	answer.ShowDetails = c.target.Route.ShowErrorDetails
 	c.failWith(answer, c.details)
+}
+
+// untrusted says, without a name, why the certificate of an upstream was not
+// accepted; "" is some other failure.
+func untrusted(err error) string {
+	var invalid x509.CertificateInvalidError
+	var hostname x509.HostnameError
+	var unknown x509.UnknownAuthorityError
+	switch {
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return "The certificate of the application has expired, or is not valid yet."
+	case errors.As(err, &invalid):
+		return "The certificate of the application cannot be used."
+	case errors.As(err, &hostname):
+		return "The certificate of the application is for another name."
+	case errors.As(err, &unknown):
+		return "The certificate of the application is from an unknown certificate authority."
+	}
+	return ""
 }
 
 // end cuts the exchange from another goroutine: a tunnel is told why.

@@ -156,6 +156,7 @@ type Target struct {
 	rewriting rewriting
 	upgrades  []string
 	limits    *rateLimits // nil: none
+	problem   string      // why the route is not served; ""
 
 	timeout     time.Duration
 	timeoutKey  string
@@ -175,6 +176,16 @@ type TargetOptions struct {
 	// not pass identity they are withheld from the upstream, whoever set them.
 	ClaimHeaders []string
 	Hook         RouteHook
+}
+
+// BrokenTarget stands in for a route whose settings hold a mistake, problem:
+// whoever asks for it is answered 503 (config_bad_route: isolate). Nothing
+// is decided, for its policy may be the mistake.
+func BrokenTarget(rt *route.Route, problem string) *Target {
+	if problem == "" {
+		problem = "its settings hold a mistake"
+	}
+	return &Target{Route: rt, problem: problem}
 }
 
 // NewTarget compiles the keys of one route. c.Resolved must be filled.

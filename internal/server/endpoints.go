@@ -56,7 +56,11 @@ func (s *Server) decorate(c *compiled) func(*pages.ErrorPage, exchange.View, *ro
 		p.PortalURL = portal.PathRoutes
 		p.AccountURL = portal.PathAccount
 		p.OtherAccountURL = "/.pomerium/sign_out"
-		if p.Kind == pages.Denied && authz.Satisfies(c.admin, d.Caller, time.Now()) {
+		if p.Kind != pages.Denied && p.Detail == "" || !authz.Satisfies(c.admin, d.Caller, time.Now()) {
+			return
+		}
+		p.Administrator = true
+		if p.Kind == pages.Denied {
 			p.ShowDetails, p.Denial = true, proxy.DenialOf(d, true)
 		}
 	}
