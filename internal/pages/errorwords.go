@@ -436,9 +436,12 @@ func retryURL(req *http.Request, given string) string {
 	return s
 }
 
-// capital makes a sentence of the text of an error.
+// capital makes a sentence of the text of an error. The name of a file stays
+// as it is.
 func capital(s string) string {
-	s = strings.ToUpper(s[:1]) + s[1:]
+	if first, _, _ := strings.Cut(s, " "); !strings.ContainsAny(first, ".:/[") {
+		s = strings.ToUpper(s[:1]) + s[1:]
+	}
 	if !strings.ContainsAny(s[len(s)-1:], ".!?") {
 		s += "."
 	}
