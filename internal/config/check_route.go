@@ -93,12 +93,15 @@ func (d *decoder) checkEndpoints(r *Route, p string) {
 		d.bad(p+"to", fmt.Sprintf("%d of %d endpoints carry a weight", weighted, len(to)), "give all endpoints a weight or none")
 	}
 	if len(schemes) > 1 {
-		for _, alone := range []string{"tcp", "udp", "unix", "https+unix", "ssh"} {
+		for _, alone := range []string{"tcp", "udp", "unix", "https+unix", "ssh", "h3"} {
 			if schemes[alone] {
 				d.bad(p+"to", "an endpoint of the scheme "+alone+" cannot stand beside others of "+strings.Join(otherSchemes(schemes, alone), ", "), "use one scheme")
 				break
 			}
 		}
+	}
+	if schemes["h3"] && (r.Proxy.AllowWebsockets || r.Proxy.AllowSPDY) {
+		d.bad(p+"to", "an endpoint of the scheme h3 carries no WebSockets or SPDY, which the route allows", "use https, or remove allow_websockets and allow_spdy")
 	}
 	if from, err := route.ParseFrom(r.Match.From); err == nil && from.Protocol == route.SSH {
 		if len(to) != 1 || to[0].URL.Scheme != "ssh" {
@@ -167,42 +170,21 @@ func (d *decoder) checkHealth(r *Route, p string) {
 	if t := r.Upstream.HealthyPanicThreshold; t != nil && (*t < 0 || *t > 100) {
 		d.bad(p+"healthy_panic_threshold", "the percentage is not from 0 to 100", "write a number such as 50")
 	}
-	for i, h := range r.Upstream.HealthChecks {
-		at := indexed(p+"health_checks", i)
-		for _, need := range []struct {
-			name    string
-			missing bool
-		}{
-			{"timeout", h.Timeout == nil}, {"interval", h.Interval == nil},
-			{"healthy_threshold", h.HealthyThreshold == nil}, {"unhealthy_threshold", h.UnhealthyThreshold == nil},
-		} {
-			if need.missing && !d.isSet(at+"."+need.name) {
-				d.bad(at, need.name+" is missing", "a health check needs timeout, interval, healthy_threshold and unhealthy_threshold")
-			}
+	bad := upstream.CheckHealthChecks(r.Upstream.HealthChecks, r.Upstream.To)
+	for _, b := range append(bad, upstream.CheckOutlier(r.Upstream.OutlierDetection)...) {
+		if name, missing := strings.CutSuffix(b.Message, " is missing"); missing && d.isSet(p+b.Key+"."+name) {
+			continue // it is there, and was refused as such
 		}
-		kinds := 0
-		for _, set := range []bool{h.HTTPHealthCheck != nil, h.TCPHealthCheck != nil, h.GRPCHealthCheck != nil} {
-			if set {
-				kinds++
-			}
-		}
-		if kinds != 1 {
-			d.bad(at, fmt.Sprintf("%d kinds of check are set", kinds), "set exactly one of http_health_check, tcp_health_check and grpc_health_check")
-		}
-		if c := h.HTTPHealthCheck; c != nil {
-			if c.Path == "" {
-				d.bad(at+".http_health_check", "path is missing", "write path: /healthz")
-			}
-			d.checkStatuses(at+".http_health_check.expected_statuses", c.ExpectedStatuses)
-			d.checkStatuses(at+".http_health_check.retriable_statuses", c.RetriableStatuses)
-		}
+		d.bad(p+b.Key, b.Message, b.Hint)
 	}
-}
-
-func (d *decoder) checkStatuses(path string, ranges []upstream.StatusRange) {
-	for i, s := range ranges {
-		if s.Start < 100 || s.End > 600 || s.Start >= s.End {
-			d.bad(indexed(path, i), fmt.Sprintf("%d to %d is not a range of statuses", s.Start, s.End), "write start: 200 and end: 300; the end is not part of it")
+	for i, h := range r.Upstream.HealthChecks {
+		const hint = "remove it"
+		at := indexed(p+"health_checks", i)
+		if len(h.TransportSocketMatchCriteria) > 0 {
+			d.problem(LevelLogged, KindAccepted, at+".transport_socket_match_criteria", "a route has one set of TLS settings, and nothing to choose from: this has no effect", hint)
+		}
+		if h.HTTPHealthCheck != nil && len(h.HTTPHealthCheck.ServiceNameMatcher) > 0 {
+			d.problem(LevelLogged, KindAccepted, at+".http_health_check.service_name_matcher", "it matches what another proxy says of itself in its answers: this has no effect", hint)
 		}
 	}
 }

@@ -13,7 +13,7 @@
 //	            the key in upper case, joined to the names of its blocks
 //	default     value if unset, written as in an environment variable
 //	doc         the documentation
-//	status      acts, or accepted: understood but without effect yet
+//	status      acts, accepted: understood but without effect yet, or ignored: without effect for good
 //	narrows     "true": ignoring it would open what the operator closed
 //	section     section of the specification; on a blank field, of all below
 //	enum        permitted words, joined by |; the first is that of ""
@@ -112,6 +112,17 @@ type Route struct {
 	Shortcuts *policy.Policy
 	// Shadow is the route's shadow_policy compiled, or nil.
 	Shadow *policy.Policy
+
+	content *int // see Content
+}
+
+// Content is equal for routes of several configurations that say the same,
+// under the same global settings, wherever in the document they stand.
+func (r *Route) Content() any {
+	if r.content == nil {
+		return nil
+	}
+	return r.content
 }
 
 // Path names the route in problems, such as routes[3].

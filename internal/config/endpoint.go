@@ -47,7 +47,7 @@ func (d *decoder) endpoints(n *yaml.Node, v reflect.Value, path string) {
 
 // endpointSchemes are the schemes of to; http+unix is another name of unix.
 var endpointSchemes = map[string]string{
-	"http": "http", "https": "https", "h2c": "h2c", "tcp": "tcp", "udp": "udp", "ssh": "ssh",
+	"http": "http", "https": "https", "h2c": "h2c", "h3": "h3", "tcp": "tcp", "udp": "udp", "ssh": "ssh",
 	"unix": "unix", "http+unix": "unix", "https+unix": "https+unix",
 }
 
@@ -72,7 +72,7 @@ func parseEndpoint(s string) (e upstream.Endpoint, err error) {
 	}
 	scheme, ok := endpointSchemes[strings.ToLower(u.Scheme)]
 	if !ok {
-		return e, fmt.Errorf("the scheme of %s is none of http, https, h2c, tcp, udp, ssh, unix, https+unix", shorten(raw))
+		return e, fmt.Errorf("the scheme of %s is none of http, https, h2c, h3, tcp, udp, ssh, unix, https+unix", shorten(raw))
 	}
 	u.Scheme = scheme
 	switch scheme {

@@ -50,6 +50,9 @@ func (d *declared) schema(name string) fragment {
 	if d.status == "accepted" {
 		about += " Understood and checked, but without effect yet."
 	}
+	if d.status == "ignored" {
+		about += " Understood, but without effect."
+	}
 	if d.deprecated != "" {
 		about += " Deprecated: use " + d.deprecated + "."
 	}

@@ -52,7 +52,7 @@ func TestDeclarationsAreWhole(t *testing.T) {
 		if k.Doc == "" || !strings.HasSuffix(k.Doc, ".") {
 			t.Errorf("%s: the doc %q is no sentence", k.Name, k.Doc)
 		}
-		if k.Status != "acts" && k.Status != "accepted" {
+		if k.Status != "acts" && k.Status != "accepted" && k.Status != "ignored" {
 			t.Errorf("%s: the status is %q", k.Name, k.Status)
 		}
 		if k.Section == "" {

@@ -47,8 +47,8 @@ func Reference() string {
 This page is generated from the declarations that parse the configuration; do not edit it.
 
 A configuration is a YAML, JSON or TOML document (` + "`--config FILE`" + `), environment variables, or both;
-variables win. Keys match in any case. *Status* tells whether a key acts, or is accepted: understood and checked,
-but without effect yet. A key marked *restricts* stops the start while it does not act.
+variables win. Keys match in any case. *Status* tells whether a key acts, is accepted: understood and checked,
+but without effect yet, or is ignored: taken from existing files, but there is nothing here that it could change. A key marked *restricts* stops the start while it does not act.
 
 `)
 	bySection := map[string][]Key{}

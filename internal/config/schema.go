@@ -179,7 +179,8 @@ type Key struct {
 	// Env is the environment variable, or empty.
 	Env string `json:"env"`
 	Doc string `json:"doc"`
-	// Status is acts, or accepted: understood but without effect yet.
+	// Status is acts, accepted: understood but without effect yet, or
+	// ignored: nothing here that it could change.
 	Status string `json:"status"`
 	// Section is the section of the specification, or "ours".
 	Section string `json:"section"`
