@@ -152,7 +152,7 @@ func compileUntested(cfg *config.Config) (*compiled, []config.Problem) {
 			c.specs = append(c.specs, upstream.Spec{})
 			continue
 		}
-		c.specs = append(c.specs, upstreamSpec(cfg, r))
+		c.specs = append(c.specs, upstreamSpec(cfg, r, rt.ClusterName))
 	}
 	if len(tunnels) > 0 {
 		problems = append(problems, config.Problem{Path: "routes", Level: config.LevelWarning, Kind: config.KindAccepted,
@@ -342,7 +342,7 @@ func policyProblems(warnings []policy.Problem, err error, file, path string) []c
 	return out
 }
 
-func upstreamSpec(cfg *config.Config, r *config.Route) upstream.Spec {
+func upstreamSpec(cfg *config.Config, r *config.Route, cluster string) upstream.Spec {
 	if r.Proxy.Redirect != nil || r.Proxy.Response != nil {
 		return upstream.Spec{} // answered by the door itself
 	}
@@ -351,6 +351,6 @@ func upstreamSpec(cfg *config.Config, r *config.Route) upstream.Spec {
 		web = web || strings.EqualFold(u, "websocket")
 	}
 	return upstream.SpecOf(&cfg.Upstream, &r.Upstream, upstream.RouteContext{
-		WebSockets: web, ExtraRoots: cfg.Certs.ExtraRoots, V4Only: r.Extra.GoogleServerless,
+		WebSockets: web, ExtraRoots: cfg.Certs.ExtraRoots, V4Only: r.Extra.GoogleServerless, Cluster: cluster,
 	})
 }
