@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-declare -A provides=([chromium]=chromium [nginx]=nginx [h2load]=nghttp2-client [wrk]=wrk [node]=nodejs [npm]=npm [curl]=curl [openssl]=openssl)
+declare -A provides=([chromium]=chromium [nginx]=nginx [h2load]=nghttp2-client [wrk]=wrk [node]=nodejs [npm]=npm [curl]=curl [openssl]=openssl [dnsmasq]=dnsmasq-base)
 missing=()
 for cmd in "${!provides[@]}"; do
   command -v "$cmd" >/dev/null || [ -x "/usr/sbin/$cmd" ] || missing+=("${provides[$cmd]}")

@@ -230,3 +230,8 @@ func hashKey(of string) uint64 {
 	sum := sha256.Sum256(append(buf[:0], of...))
 	return max(1, binary.BigEndian.Uint64(sum[:8]))
 }
+
+// WantsAffinity reports whether Options.Affinity makes a difference.
+func (t *Target) WantsAffinity() bool {
+	return t != nil && (t.kind == RingHash || t.kind == Maglev)
+}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -13,7 +14,6 @@ import (
 	"testing/synctest"
 	"time"
 )
-
 
 func TestMergeBreakers(t *testing.T) {
 	got := MergeBreakers(&Breakers{MaxConnections: ptr(uint32(1)), MaxRetries: ptr(uint32(2))}, &Breakers{MaxConnections: ptr(uint32(3)), MaxRequests: ptr(uint32(0))})
@@ -200,8 +200,10 @@ func TestConnectionsAreFew(t *testing.T) {
 	}
 	var to []string
 	for range 3 {
-		s := upstreamServer(t, echo)
+		s := httptest.NewUnstartedServer(echo)
 		s.Config.ConnState = count
+		s.Start()
+		t.Cleanup(s.Close)
 		to = append(to, s.URL)
 	}
 	tg := target(t, Spec{Breakers: Breakers{MaxConnections: ptr(uint32(2))}}, to...)

@@ -222,7 +222,7 @@ func (e *trip) run(edits *exchange.HeaderEdits) error {
 		defer b.freeSlot()
 	}
 	var key uint64
-	if t.kind == RingHash || t.kind == Maglev {
+	if t.WantsAffinity() {
 		key = hashKey(e.o.Affinity)
 	}
 	h := t.pick(key, nil)
