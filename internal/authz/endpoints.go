@@ -70,7 +70,7 @@ func (p *Endpoints) JWT(w http.ResponseWriter, r *http.Request, c *session.Calle
 	if i := strings.LastIndexByte(host, ':'); i >= 0 && !strings.HasSuffix(host, "]") {
 		host = host[:i]
 	}
-	fresh := p.env.global
+	fresh := *p.env.global
 	fresh.reuse = 0
 	s, err := p.env.assertionUnder(p.engine.now(), whoOf(c), &fresh, nil, strings.Trim(host, "[]"))
 	if err != nil {

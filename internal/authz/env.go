@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"net/url"
+	"reflect"
 	"slices"
 	"time"
 
@@ -47,6 +48,9 @@ type Options struct {
 	Openers []CredentialOpener
 	// Log is the authorize log; nil writes none.
 	Log *telemetry.AuthorizeLog
+	// Previous is the Env before, or nil: what it made of routes that are in
+	// Routes again is taken over, if the settings are the same.
+	Previous *Env
 }
 
 // Env is what one generation gives to decisions: keys, settings, policies. It
@@ -64,13 +68,40 @@ type Env struct {
 	openers      []CredentialOpener
 	log          *telemetry.AuthorizeLog
 	claimHeaders []claimHeader
-	routes       []routeSettings // by slot
-	global       routeSettings   // where there is no route
+	routes       []*routeSettings // by slot
+	global       *routeSettings   // where there is no route
+	basis        basis
 	keySet       document
 	hpke         document
 
 	tokens     *otter.Cache[string, *verified]
 	assertions *otter.Cache[assertionKey, *signed]
+}
+
+// basis is what decisions rest on besides routes and records. Two Envs of one
+// basis decide alike about routes that say the same.
+type basis struct {
+	config          Config
+	cookies         session.CookieNames
+	cookieDomain    string
+	anyAudience     bool
+	certificateRule bool
+	signInURL       *url.URL
+	jwtEndpoint     bool
+	openers         int
+}
+
+func (o *Options) basis() basis {
+	return basis{
+		config: o.Config, cookies: o.Cookies, cookieDomain: o.CookieDomain, anyAudience: o.AnyAudience,
+		certificateRule: o.CertificateRule, signInURL: o.SignInURL, jwtEndpoint: o.JWTEndpoint, openers: len(o.Openers),
+	}
+}
+
+// sameBasis reports whether both decide alike about routes that say the same.
+// Openers cannot be compared, so where there are any the answer is no.
+func (env *Env) sameBasis(o *Env) bool {
+	return env == o || env.keys == o.keys && env.basis.openers == 0 && o.basis.openers == 0 && reflect.DeepEqual(&env.basis, &o.basis)
 }
 
 // routeSettings is what decisions need of one route, global keys folded in.
@@ -101,7 +132,7 @@ func NewEnv(o Options) (*Env, error) {
 		cookies: o.Cookies, cookieDomain: o.CookieDomain, anyAudience: o.AnyAudience,
 		jwtEndpoint: o.JWTEndpoint, signInURL: o.SignInURL,
 		openers: append(slices.Clone(o.Openers), standardOpeners()...),
-		log:     o.Log,
+		log:     o.Log, basis: o.basis(),
 		tokens:  newTokenCache(), assertions: newAssertionCache(),
 	}
 	if env.cookies.Session == "" {
@@ -126,19 +157,27 @@ func NewEnv(o Options) (*Env, error) {
 	env.hpke = newDocument(hpke.PublicKey().Bytes())
 
 	env.global = env.compile(&o, nil)
-	env.routes = make([]routeSettings, len(o.Routes))
+	env.routes = make([]*routeSettings, len(o.Routes))
+	previous := o.Previous
+	if previous != nil && !previous.sameBasis(env) {
+		previous = nil
+	}
 	for i, rt := range o.Routes {
 		if rt.Slot != i {
 			return nil, fmt.Errorf("route %s has slot %d at place %d: give the routes of one table in its order", rt.From.Raw, rt.Slot, i)
+		}
+		if previous != nil && i < len(previous.routes) && previous.routes[i].route == rt {
+			env.routes[i] = previous.routes[i]
+			continue
 		}
 		env.routes[i] = env.compile(&o, rt)
 	}
 	return env, nil
 }
 
-func (env *Env) compile(o *Options, rt *route.Route) routeSettings {
+func (env *Env) compile(o *Options, rt *route.Route) *routeSettings {
 	c := &o.Config
-	s := routeSettings{
+	s := &routeSettings{
 		route:     rt,
 		pass:      c.PassIdentityHeaders != nil && *c.PassIdentityHeaders,
 		issuerURI: c.JWTIssuerFormat == "uri",
@@ -201,9 +240,9 @@ func compilePolicy(policies []route.Attached, certificateRule bool) *policy.Set 
 // gets the global settings, which have no policy and so allow nothing.
 func (env *Env) settings(rt *route.Route) *routeSettings {
 	if rt != nil && rt.Slot >= 0 && rt.Slot < len(env.routes) && env.routes[rt.Slot].route == rt {
-		return &env.routes[rt.Slot]
+		return env.routes[rt.Slot]
 	}
-	return &env.global
+	return env.global
 }
 
 // StripNames lists the request headers and trailers that must not pass from a

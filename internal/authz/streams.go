@@ -3,7 +3,9 @@ package authz
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -32,6 +34,7 @@ type Stream struct {
 
 	mu     sync.Mutex // held while the stream is decided again, and by Close
 	req    *Request
+	own    bool // req is the stream's: nobody else reads it
 	closed bool
 
 	// Guarded by streams.mu.
@@ -142,11 +145,66 @@ func (e *Engine) SetCurrent(current func() Current) {
 	e.streams.current = current
 }
 
-// Swapped is called after a new generation was put in place: every stream is
-// decided again under it.
+// Swapped is called after a new generation was put in place: every stream goes
+// over to it, and is decided again if its route, or what all decisions rest
+// on, says something else. The older generation is let go.
 func (e *Engine) Swapped() {
 	e.changes.Add(1)
-	e.streams.again()
+	s := &e.streams
+	s.mu.Lock()
+	current := s.current
+	list := slices.Collect(maps.Keys(s.all))
+	s.mu.Unlock()
+	if current == nil {
+		s.again()
+		return
+	}
+	c := current()
+	var changed []*Stream
+	sameBasis := map[*Env]bool{} // few: the generation before, mostly
+	for _, st := range list {
+		if !st.goOver(&c, sameBasis) {
+			changed = append(changed, st)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, st := range changed {
+		s.enqueue(st)
+	}
+}
+
+// goOver takes the stream to another generation under which it would be
+// decided as it was, and reports whether that is so. What it rests on besides
+// is watched by record and clock as before.
+func (st *Stream) goOver(c *Current, sameBasis map[*Env]bool) bool {
+	if !st.mu.TryLock() {
+		return false // it is being decided, maybe under the one before
+	}
+	defer st.mu.Unlock()
+	if st.closed {
+		return true
+	}
+	before := st.req.Env
+	if before == nil {
+		return false
+	}
+	same, known := sameBasis[before]
+	if !known {
+		same = c.Env.sameBasis(before)
+		sameBasis[before] = same
+	}
+	m := c.Match(st.req.View)
+	if !same || m.Route == nil || !m.Route.SameContent(st.req.Route) ||
+		st.req.Internal != (m.Own != route.OwnNone) || st.req.SignInHost != m.SignIn {
+		return false
+	}
+	if !st.own {
+		req := *st.req
+		st.req, st.own = &req, true
+	}
+	st.req.Env, st.req.Route = c.Env, m.Route
+	return true
 }
 
 // changed is told of a change of one record, or of everything.
@@ -262,7 +320,7 @@ func (s *streams) redecide(st *Stream) {
 		st.closed = true
 		st.req = nil
 	} else {
-		st.req = req
+		st.req, st.own = req, true
 	}
 	st.mu.Unlock()
 

@@ -161,7 +161,7 @@ func checksum(layers []*layer, files []WatchedFile) uint64 {
 		put([]byte(f.Path))
 		put(f.Hash[:])
 	}
-	return binary.BigEndian.Uint64(h.Sum(nil))
+	return binary.BigEndian.Uint64(h.Sum(nil)) >> 11 // 53 bits: a metric is a float64 and must show it exactly
 }
 
 // File is the document at a path; its extension tells the format.

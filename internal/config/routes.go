@@ -201,7 +201,7 @@ func (d *decoder) makeRoute(it *routeItem, premises *Config, files *fileSet, com
 	cfg := *premises
 	sub := &decoder{cfg: &cfg, file: it.file, places: map[string]place{}, overruled: map[string]bool{}, budget: maxProblems, shared: d.shared, around: d}
 	d.shared.used = nil
-	r := &Route{List: it.list, Index: it.index, File: it.file, Line: it.line, Column: it.column}
+	r := &Route{List: it.list, Index: it.index, File: it.file, Line: it.line, Column: it.column, content: new(int)}
 	res := &routeResult{key: it.key, route: r}
 	if !it.parse() {
 		// Only a text that was parsed before is taken apart.

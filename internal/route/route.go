@@ -49,6 +49,9 @@ type Spec struct {
 
 	Access
 	Policies []Attached
+
+	// Content, if not nil, is equal for specs that say the same.
+	Content any
 }
 
 // Access holds what a decision about a request on this route looks at besides
@@ -134,6 +137,7 @@ type Route struct {
 	serverName    string
 	identity      string
 	hasPathPolicy bool
+	content       any
 }
 
 // ErrNoAction is returned by New for a route that does nothing.
@@ -158,7 +162,7 @@ func New(s Spec) (*Route, error) {
 		Name: s.Name, StatName: s.StatName,
 		Description: s.Description, LogoURL: s.LogoURL,
 		Access: s.Access, Policies: s.Policies,
-		paths: paths, priority: s.RegexPriorityOrder,
+		paths: paths, priority: s.RegexPriorityOrder, content: s.Content,
 	}
 	if s.DownstreamServerName != "" {
 		_, name, err := exchange.CanonicalAuthority(s.DownstreamServerName)
@@ -185,6 +189,27 @@ func New(s Spec) (*Route, error) {
 		}
 	}
 	return r, nil
+}
+
+// at is r in a slot. A route keeps its slot for good, since tables of several
+// generations may hold it: elsewhere stands a copy.
+func (r *Route) at(slot int) *Route {
+	switch r.Slot {
+	case slot:
+		return r
+	case -1:
+		r.Slot = slot
+		return r
+	}
+	moved := *r
+	moved.Slot = slot
+	return &moved
+}
+
+// SameContent reports whether r and o are known to say the same, so that what
+// was decided under one holds under the other.
+func (r *Route) SameContent(o *Route) bool {
+	return r == o || r != nil && o != nil && r.content != nil && r.content == o.content && r.IDPID == o.IDPID
 }
 
 // MatchesPath reports whether the route's path matcher accepts a canonical path.

@@ -87,11 +87,12 @@ func (t *Table) portRule(f From) portRule {
 }
 
 // NewTable compiles routes, in the order in which they are to be tried, and
-// gives each its Slot. Two routes of one identity are an error, and so is a
-// route that already has a place in another table.
+// gives each its Slot. A route that has another slot in another table is
+// copied; Routes gives those that count. Two routes of one identity are an
+// error.
 func NewTable(routes []*Route, o Options) (*Table, error) {
 	t := &Table{
-		routes: routes, anyPort: o.MatchAnyIncomingPort,
+		routes: make([]*Route, len(routes)), anyPort: o.MatchAnyIncomingPort,
 		hosts: make(map[string]*hostTable, len(routes)),
 		ssh:   map[string]*Route{},
 	}
@@ -101,11 +102,9 @@ func NewTable(routes []*Route, o Options) (*Table, error) {
 			return nil, fmt.Errorf("routes %d and %d are equal (from %s): from, prefix, path, regex and action are the same; remove one",
 				first.Slot+1, i+1, r.From.Raw)
 		}
+		r = r.at(i)
 		seen[r.identity] = r
-		if r.Slot >= 0 {
-			return nil, fmt.Errorf("route %s is already part of a table: make it anew", r.From.Raw)
-		}
-		r.Slot = i
+		t.routes[i] = r
 		t.add(r)
 		if r.serverName != "" {
 			t.named(r.serverName)

@@ -184,6 +184,15 @@ func (s *Spec) hash() string {
 	return hex.EncodeToString(sum[:])
 }
 
+// Identified is s with an ID made of what it says, so that a spec that stays
+// is compared without being looked through again.
+func (s Spec) Identified() Spec {
+	if len(s.Endpoints) > 0 && s.ID == "" {
+		s.ID = s.hash()
+	}
+	return s
+}
+
 // Pool holds the targets of one generation.
 type Pool struct {
 	targets []*Target
