@@ -70,6 +70,12 @@ func statusCommand() *cobra.Command {
 			for _, k := range sortedKeys(s.Checks) {
 				fmt.Fprintf(w, "  check: %-26s %s\n", k, s.Checks[k])
 			}
+			for _, u := range s.Upstreams {
+				fmt.Fprintf(w, "  upstream: %s at %s of %s is %s since %s: %s\n", u.Endpoint, u.Address, u.From, u.State, u.Since.Local().Format(time.DateTime), u.Reason)
+			}
+			if more := s.UpstreamsOut - len(s.Upstreams); more > 0 {
+				fmt.Fprintf(w, "  upstream: %d more hosts are unhealthy or ejected\n", more)
+			}
 			for _, c := range s.Certificates {
 				fmt.Fprintf(w, "  certificate: %s\n", certificateLine(c))
 			}

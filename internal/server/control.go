@@ -37,6 +37,10 @@ type Status struct {
 	Routes     int               `json:"routes"`
 	Storage    string            `json:"storage"`
 	Checks     map[string]string `json:"checks"`
+	// Upstreams are hosts that are unhealthy or ejected, the first hundred of
+	// UpstreamsOut.
+	Upstreams    []UpstreamTrouble `json:"upstreams,omitempty"`
+	UpstreamsOut int               `json:"upstreams_out,omitempty"`
 	// Certificates are those got by ACME, by host.
 	Certificates []acme.HostStatus `json:"certificates,omitempty"`
 }

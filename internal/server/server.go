@@ -144,6 +144,7 @@ func (s *Server) start(ctx context.Context) error {
 	s.log = telemetry.NewLogger(s.out, s.level)
 	s.metrics = telemetry.NewMetrics(telemetry.BuildInfo{Version: o.Version})
 	s.metrics.RateLimitTables(s.limiter.Crowded)
+	s.metrics.UpstreamHosts(s.upstreamMembers)
 	s.health = telemetry.NewHealth(telemetry.CheckStorage, telemetry.CheckInitialSync, telemetry.CheckConfigBuild,
 		telemetry.CheckAuthenticate, telemetry.CheckAuthorize, telemetry.CheckProxy)
 	if cfg != nil {
@@ -564,6 +565,7 @@ func (s *Server) Status() Status {
 	for name, c := range s.health.Statuses() {
 		st.Checks[name] = strings.TrimSpace(string(c.Status) + " " + c.Error)
 	}
+	st.Upstreams, st.UpstreamsOut = g.troubles()
 	st.Certificates = s.autocert.Status()
 	return st
 }

@@ -89,6 +89,9 @@ type monitor interface {
 	// observe tells how a try on a host ended, once per try, from any
 	// goroutine. Tries that the client gave up are not told.
 	observe(h *host, o outcome)
+	// trouble tells why a host is unhealthy or ejected and since when, "" if
+	// it is not.
+	trouble(h *host) (reason string, since time.Time)
 	close()
 }
 
