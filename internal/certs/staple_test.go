@@ -176,6 +176,8 @@ func TestStapling(t *testing.T) {
 		t.Errorf("after a reload: asked %d times", r.count())
 	}
 
+	eventually(t, "a kept response", func() bool { list, _ := filepath.Glob(filepath.Join(dir, "ocsp", "*.der")); return len(list) == 1 })
+
 	// A restart, while the responder is out.
 	out := func(*ocsp.Request) ([]byte, int) { return nil, http.StatusServiceUnavailable }
 	r.set(out)
