@@ -226,8 +226,10 @@ func (s *Server) startSuccessor(ctx context.Context, program string, cfg *config
 		conn.Close()
 	}()
 	if h.http, err = handover.Dial(ctx, conn); err != nil {
-		h.kill()
-		return nil, fmt.Errorf("the new program does not speak: %w", err)
+		if h.kill(); h.status != "" {
+			err = fmt.Errorf("%w (the new program: %s)", err, h.status)
+		}
+		return nil, fmt.Errorf("the new program ended before it spoke: %w", err)
 	}
 	return h, nil
 }

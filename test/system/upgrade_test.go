@@ -163,9 +163,16 @@ func (p *installed) start(env ...string) {
 	})
 }
 
+// log is what the processes said, but for lines of requests.
 func (p *installed) log() string {
 	b, _ := os.ReadFile(filepath.Join(p.dir, "log"))
-	return string(b)
+	var out strings.Builder
+	for line := range strings.Lines(string(b)) {
+		if !strings.Contains(line, `"request-id"`) {
+			out.WriteString(line)
+		}
+	}
+	return out.String()
 }
 
 func (p *installed) until(limit time.Duration, f func() error) {
