@@ -113,6 +113,11 @@ type Route struct {
 	// Shadow is the route's shadow_policy compiled, or nil.
 	Shadow *policy.Policy
 
+	// Broken is what is wrong with the route where that does not refuse the
+	// configuration (config_bad_route: isolate): then the rest of it means
+	// nothing, but for where it stands.
+	Broken []Problem
+
 	content *int // see Content
 }
 

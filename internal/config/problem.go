@@ -54,10 +54,13 @@ const (
 	KindNarrowing
 	// KindUnreadable is a file that a service will miss when it starts.
 	KindUnreadable
+	// KindIsolated is a mistake that takes one route out of service and leaves
+	// the others (config_bad_route: isolate); it fails validate.
+	KindIsolated
 )
 
 var kindNames = [...]string{
-	"invalid", "unknown-key", "misspelt-key", "removed-key", "old-key", "no-effect", "restricts", "unreadable",
+	"invalid", "unknown-key", "misspelt-key", "removed-key", "old-key", "no-effect", "restricts", "unreadable", "isolated",
 }
 
 // String gives a stable word for programs, such as unknown-key.
@@ -125,11 +128,12 @@ func Fatal(problems []Problem) bool {
 }
 
 // ForValidate gives the problems as `postern validate` judges them: a
-// misspelt key that would narrow access is an error there.
+// misspelt key that would narrow access is an error there, and so is a route
+// that would be isolated.
 func ForValidate(problems []Problem) []Problem {
 	out := slices.Clone(problems)
 	for i := range out {
-		if out[i].Kind == KindMisspelt {
+		if out[i].Kind == KindMisspelt || out[i].Kind == KindIsolated {
 			out[i].Level = LevelFatal
 		}
 	}

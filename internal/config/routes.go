@@ -225,8 +225,39 @@ func (d *decoder) makeRoute(it *routeItem, premises *Config, files *fileSet, com
 	res.problems = sub.problems
 	res.shared = d.shared.used
 	res.fixed = sub.abroad
+	if complete && premises.Control.ConfigBadRoute == "isolate" {
+		res.isolate()
+	}
 	return res
 }
+
+// isolate keeps what is wrong with a route to the route.
+func (r *routeResult) isolate() {
+	var bad []Problem
+	for i, p := range r.problems {
+		if p.Level == LevelFatal {
+			r.problems[i] = isolated(p)
+			bad = append(bad, p)
+		}
+	}
+	for _, p := range slices.Concat(r.start, r.narrowing) {
+		r.problems = append(r.problems, isolated(p))
+		bad = append(bad, p)
+	}
+	r.start, r.narrowing = nil, nil
+	r.route.Broken = bad
+}
+
+// isolated is a problem that would refuse the configuration, and does not.
+func isolated(p Problem) Problem {
+	p.Level, p.Kind = LevelWarning, KindIsolated
+	p.Message += " (the route answers 503 until this is corrected)"
+	return p
+}
+
+// Isolate gives a route that what serves it found wrong the same treatment:
+// the problem as it is reported then.
+func Isolate(p Problem) Problem { return isolated(p) }
 
 // adopt makes a result part of the configuration.
 func (d *decoder) adopt(res *routeResult, seen map[string]*Route) {
@@ -245,9 +276,16 @@ func (d *decoder) adopt(res *routeResult, seen map[string]*Route) {
 		return
 	}
 	if other := seen[res.id]; other != nil {
-		d.add(Problem{File: r.File, Line: r.Line, Column: r.Column, Path: r.Path(),
+		p := Problem{File: r.File, Line: r.Line, Column: r.Column, Path: r.Path(),
 			Message: fmt.Sprintf("it is equal to %s in line %d: from, prefix, path, regex and destination are the same", other.Path(), other.Line),
-			Hint:    "remove one of them; different policies do not make two routes"})
+			Hint:    "remove one of them; different policies do not make two routes"}
+		if d.cfg.Control.ConfigBadRoute == "isolate" {
+			// The first one is asked before it in any case: it is left out.
+			p.Level, p.Kind = LevelWarning, KindIsolated
+			p.Message += " (it is left out)"
+			d.cfg.Routes = d.cfg.Routes[:len(d.cfg.Routes)-1]
+		}
+		d.add(p)
 		return
 	}
 	seen[res.id] = r

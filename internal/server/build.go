@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"time"
 
@@ -30,6 +31,8 @@ import (
 type generation struct {
 	number   uint64
 	cfg      *config.Config
+	compiled *compiled
+	keys     *session.Keys
 	proxy    *proxy.Generation
 	autocert *acme.Plan
 	pool     *upstream.Pool
@@ -81,7 +84,11 @@ func (s *Server) build(ctx context.Context, cfg *config.Config, previous *genera
 	if err := certs.TrustDerived(&cfg.Certs, s.secret.Reveal()); err != nil {
 		return nil, err
 	}
-	c, problems := compile(cfg)
+	var before *compiled
+	if previous != nil {
+		before = previous.compiled
+	}
+	c, problems := compile(cfg, before)
 	if config.Fatal(problems) {
 		return nil, problemList(problems)
 	}
@@ -90,11 +97,14 @@ func (s *Server) build(ctx context.Context, cfg *config.Config, previous *genera
 	}
 	s.report(problems)
 	c.printTo(s.log)
-	keys, err := s.keys(cfg)
-	if err != nil {
+	g := &generation{number: s.number + 1, cfg: cfg, compiled: c}
+	var err error
+	if previous != nil && reflect.DeepEqual(cfg.Secrets, previous.cfg.Secrets) {
+		g.keys = previous.keys
+	} else if g.keys, err = s.keys(cfg); err != nil {
 		return nil, err
 	}
-	g := &generation{number: s.number + 1, cfg: cfg}
+	keys := g.keys
 
 	renderer, err := pages.New(cfg.Pages.Branding())
 	if err != nil {
@@ -133,39 +143,21 @@ func (s *Server) build(ctx context.Context, cfg *config.Config, previous *genera
 		Generation: g.number, Config: cfg.Authz, Keys: keys, Routes: c.table.Routes(),
 		Cookies: c.cookies, CookieDomain: cfg.Authn.CookieDomain, AnyAudience: cfg.Authn.HandleAudience == "any",
 		CertificateRule: c.certRule, SignInURL: c.signIn, JWTEndpoint: cfg.Flag("pomerium_jwt_endpoint"),
-		RouteSets: func(rt *route.Route) []string { return setHeaderNames(c.routes[rt.Slot]) },
-		Log:       log,
+		RouteSets: func(rt *route.Route) []string { return setHeaderNames(c.parts[rt.Slot].from) },
+		Log:       log, Previous: previousEnv(previous),
 	})
 	if err != nil {
 		return nil, err
 	}
-	pool, failed := upstream.Build(c.specs, previousPool(previous), s.log)
-	if len(failed) > 0 {
-		var list problemList
-		for _, f := range failed {
-			list = append(list, c.problem(f.Slot, f.Err))
-		}
-		if pool != nil {
-			pool.Close()
-		}
-		return nil, list
+	pool, err := s.buildPool(c, cfg, previousPool(previous))
+	if err != nil {
+		return nil, err
 	}
 	g.pool = pool
-	targets := make([]*proxy.Target, len(c.table.Routes()))
-	for _, rt := range c.table.Routes() {
-		r := c.routes[rt.Slot]
-		o := proxy.TargetOptions{
-			Upstream:            pool.Target(rt.Slot),
-			PassIdentityHeaders: cfg.Authz.PassIdentityHeaders != nil && *cfg.Authz.PassIdentityHeaders,
-			ClaimHeaders:        claimHeaderNames(cfg),
-		}
-		if len(r.Upstream.To) > 0 {
-			o.FirstTo = r.Upstream.To[0].URL
-		}
-		if targets[rt.Slot], err = proxy.NewTarget(rt, r.Proxy, o); err != nil {
-			pool.Close()
-			return nil, problemList{c.problem(rt.Slot, err)}
-		}
+	targets, err := s.targets(c, cfg, pool)
+	if err != nil {
+		pool.Close()
+		return nil, err
 	}
 	service, err := authn.New(authn.Options{
 		Store: s.store, Keys: keys, Providers: []identity.Provider{provider}, Pages: renderer, Config: cfg.Authn,
@@ -217,6 +209,13 @@ func (s *Server) build(ctx context.Context, cfg *config.Config, previous *genera
 		g.stop = func() { cancel(); <-done }
 	}
 	return g, nil
+}
+
+func previousEnv(g *generation) *authz.Env {
+	if g == nil {
+		return nil
+	}
+	return g.proxy.Env
 }
 
 func previousPool(g *generation) *upstream.Pool {

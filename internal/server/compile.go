@@ -22,9 +22,9 @@ import (
 type compiled struct {
 	table     *route.Table
 	signIn    *url.URL
-	shared    bool // the sign-in host serves a route as well
-	specs     []upstream.Spec
-	routes    []*config.Route // by slot
+	shared    bool    // the sign-in host serves a route as well
+	parts     []*part // by slot
+	premises  premises
 	cookies   session.CookieNames
 	accounts  []session.LocalAccount
 	provider  identity.Settings
@@ -41,12 +41,12 @@ type compiled struct {
 // Check compiles a configuration and gives everything that is wrong with it
 // (postern validate). It touches no network.
 func Check(cfg *config.Config) []config.Problem {
-	c, problems := compile(cfg)
+	c, problems := compile(cfg, nil)
 	if config.Fatal(problems) {
 		return problems
 	}
 	problems = append(problems, c.later...)
-	pool, failed := upstream.Build(c.specs, nil, nil)
+	pool, failed := upstream.Build(c.specs(), nil, nil)
 	for _, f := range failed {
 		problems = append(problems, c.problem(f.Slot, f.Err))
 	}
@@ -70,7 +70,8 @@ func (c *compiled) certOptions(cfg *config.Config, secret []byte, local *certs.L
 		o.Unasked = []string{c.signIn.Host}
 	}
 	for _, rt := range c.table.Routes() {
-		if ca := c.routes[rt.Slot].Certs.TLSDownstreamClientCA; len(ca) > 0 {
+		if p := c.parts[rt.Slot]; p.broken == "" && len(p.from.Certs.TLSDownstreamClientCA) > 0 {
+			ca := p.from.Certs.TLSDownstreamClientCA
 			o.RouteCAs[rt] = ca
 		}
 	}
@@ -79,24 +80,25 @@ func (c *compiled) certOptions(cfg *config.Config, secret []byte, local *certs.L
 
 func (c *compiled) problem(slot int, err error) config.Problem {
 	p := config.Problem{Message: err.Error()}
-	if slot >= 0 && slot < len(c.routes) {
-		r := c.routes[slot]
+	if slot >= 0 && slot < len(c.parts) {
+		r := c.parts[slot].from
 		p.File, p.Line, p.Column, p.Path = r.File, r.Line, r.Column, r.Path()
 	}
 	return p
 }
 
 // compile makes routes, policies and settings out of words, and runs the
-// policy tests.
-func compile(cfg *config.Config) (*compiled, []config.Problem) {
-	c, problems := compileUntested(cfg)
+// policy tests. What previous, which may be nil, made of the same routes is
+// taken over.
+func compile(cfg *config.Config, previous *compiled) (*compiled, []config.Problem) {
+	c, problems := compileUntested(cfg, previous)
 	if c.table != nil && !config.Fatal(problems) {
 		problems = append(problems, c.runPolicyTests(cfg)...)
 	}
 	return c, problems
 }
 
-func compileUntested(cfg *config.Config) (*compiled, []config.Problem) {
+func compileUntested(cfg *config.Config, previous *compiled) (*compiled, []config.Problem) {
 	c := &compiled{}
 	var problems []config.Problem
 	fail := func(path string, err error) {
@@ -131,28 +133,33 @@ func compileUntested(cfg *config.Config) (*compiled, []config.Problem) {
 	}
 	c.clientCAs = len(cfg.Certs.DownstreamMTLS.CA) > 0
 	for _, r := range cfg.Routes {
-		if len(r.Certs.TLSDownstreamClientCA) > 0 {
+		if len(r.Certs.TLSDownstreamClientCA) > 0 || r.Certs.TLSDownstreamClientCAFile != "" {
 			c.clientCAs = true
 		}
 	}
 	c.certRule = c.clientCAs && cfg.Certs.DownstreamMTLS.Enforcement != certs.EnforcePolicy
 
-	var routes []*route.Route
+	c.premises = premises{providerID, cfg.Upstream, string(cfg.Certs.ExtraRoots)}
+	known := c.partsOf(previous)
+	routes := make([]*route.Route, 0, len(cfg.Routes))
+	c.parts = make([]*part, 0, len(cfg.Routes))
 	var tunnels []string
 	for _, r := range cfg.Routes {
-		rt, more := c.compileRoute(cfg, r, providerID)
-		problems = append(problems, more...)
-		if rt == nil {
-			continue
+		p := known[r]
+		if p == nil {
+			var more []config.Problem
+			if p, more = c.makePart(cfg, r); len(more) > 0 {
+				problems = append(problems, more...)
+			}
+			if p == nil {
+				continue
+			}
 		}
-		routes = append(routes, rt)
-		c.routes = append(c.routes, r)
-		if rt.From.Protocol != route.HTTP {
+		routes = append(routes, p.route)
+		c.parts = append(c.parts, p)
+		if p.tunnel {
 			tunnels = append(tunnels, r.Path())
-			c.specs = append(c.specs, upstream.Spec{})
-			continue
 		}
-		c.specs = append(c.specs, upstreamSpec(cfg, r, rt.ClusterName))
 	}
 	if len(tunnels) > 0 {
 		problems = append(problems, config.Problem{Path: "routes", Level: config.LevelWarning, Kind: config.KindAccepted,
@@ -169,6 +176,8 @@ func compileUntested(cfg *config.Config) (*compiled, []config.Problem) {
 	table, err := route.NewTable(routes, options)
 	if err != nil {
 		fail("routes", err)
+	} else {
+		c.place(table)
 	}
 	c.table = table
 	return c, problems
@@ -235,6 +244,7 @@ func (c *compiled) compileRoute(cfg *config.Config, r *config.Route, providerID 
 		ID: r.Match.ID, From: r.Match.From, Prefix: r.Match.Prefix, Path: r.Match.Path, Regex: r.Match.Regex,
 		RegexPriorityOrder: r.Match.RegexPriorityOrder, DownstreamServerName: r.Match.TLSDownstreamServerName,
 		Name: r.Match.Name, Description: r.Match.Description, LogoURL: r.Match.LogoURL,
+		Content: r.Content(),
 		Access: route.Access{
 			Public: r.Authz.AllowPublicUnauthenticatedAccess, AnyUser: r.Authz.AllowAnyAuthenticatedUser,
 			CORSPreflight: r.Authz.CORSAllowPreflight, ShowErrorDetails: r.Authz.ShowErrorDetails,

@@ -270,7 +270,7 @@ func (s *Server) explainEndpoint(c *compiled, renderer *pages.Renderer) proxy.En
 // Explain answers a question without a running server: by a configuration and
 // the exported records (nil: none).
 func Explain(ctx context.Context, cfg *config.Config, data *Export, q *ExplainQuery) (authz.Explanation, error) {
-	c, problems := compile(cfg)
+	c, problems := compile(cfg, nil)
 	if config.Fatal(problems) {
 		return authz.Explanation{}, problemList(problems)
 	}

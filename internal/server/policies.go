@@ -38,7 +38,7 @@ type RoutePolicies struct {
 // problems are those of compiling. Policy tests are not run: what they would
 // refuse can be asked about, too.
 func CompilePolicies(cfg *config.Config) (*Policies, []config.Problem) {
-	c, problems := compileUntested(cfg)
+	c, problems := compileUntested(cfg, nil)
 	if config.Fatal(problems) || c.table == nil {
 		return nil, problems
 	}
@@ -50,7 +50,7 @@ func CompilePolicies(cfg *config.Config) (*Policies, []config.Problem) {
 }
 
 func (c *compiled) policies(rt *route.Route) RoutePolicies {
-	r := c.routes[rt.Slot]
+	r := c.parts[rt.Slot].from
 	label := r.Match.From
 	switch {
 	case rt.Path != "":
@@ -142,18 +142,24 @@ func (c *compiled) runPolicyTests(cfg *config.Config) (problems []config.Problem
 		}
 	}
 	for _, rt := range c.table.Routes() {
-		r := c.routes[rt.Slot]
+		r := c.parts[rt.Slot].from
 		n := r.Extra.PolicyTests
-		if n == nil {
+		if n == nil || c.parts[rt.Slot].broken != "" {
 			continue
 		}
+		before := len(problems)
 		path := r.Path() + ".policy_tests"
 		d, err := policytest.LoadBeside(r.File, cmp.Or(rt.Name, r.Match.From), n, target(rt))
 		if err != nil {
 			unusable(r.File, path, n.Line, n.Column, err)
-			continue
+		} else {
+			run(d, path)
 		}
-		run(d, path)
+		if cfg.Control.ConfigBadRoute == "isolate" {
+			for i := before; i < len(problems); i++ {
+				problems[i] = c.breakOff(rt.Slot, problems[i])
+			}
+		}
 	}
 	for i, f := range cfg.Control.PolicyTestTexts {
 		path := fmt.Sprintf("policy_tests[%d]", i)

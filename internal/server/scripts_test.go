@@ -23,7 +23,7 @@ func scriptConfig(t *testing.T, scripts ...string) (*compiled, []config.Problem)
 	if stops := cfg.StartProblems(); config.Fatal(stops) {
 		t.Fatal(stops)
 	}
-	return compile(cfg)
+	return compile(cfg, nil)
 }
 
 func TestScriptsOfRoutesAct(t *testing.T) {
