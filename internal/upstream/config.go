@@ -11,28 +11,28 @@ import (
 type Config struct {
 	_ struct{} `section:"2.15"`
 
-	DNSLookupFamily        string         `key:"dns_lookup_family" default:"V4_PREFERRED" form:"exact" enum:"AUTO|V4_ONLY|V6_ONLY|V4_PREFERRED|ALL" status:"accepted" doc:"Address families looked up for upstream hosts; upper case only."`
-	DNSRefreshRate         *time.Duration `key:"dns_refresh_rate" status:"accepted" doc:"How often upstream names are resolved again; the record's TTL if unset, at least 1ms."`
-	DNSFailureRefreshRate  *time.Duration `key:"dns_failure_refresh_rate" status:"accepted" doc:"How soon a failed lookup is tried again; at least 1ms."`
-	DNSQueryTimeout        *time.Duration `key:"dns_query_timeout" status:"accepted" doc:"Time for one DNS query; whole seconds are used."`
-	DNSQueryTries          *uint32        `key:"dns_query_tries" strict:"true" status:"accepted" doc:"Tries per DNS query."`
-	DNSUDPMaxQueries       *uint32        `key:"dns_udp_max_queries" default:"100" strict:"true" status:"accepted" doc:"Queries per UDP port before another one is used."`
-	DNSUseTCP              *bool          `key:"dns_use_tcp" strict:"true" status:"accepted" doc:"Ask DNS over TCP."`
-	DNSResolvers           []string       `key:"dns_resolvers" status:"accepted" doc:"Resolvers, udp://IP:port or tcp://IP:port; the system's if unset."`
-	BindSourceAddress      string         `key:"envoy_bind_config_source_address" status:"accepted" doc:"Source IP address of connections to upstreams."`
-	BindFreebind           *bool          `key:"envoy_bind_config_freebind" strict:"true" status:"accepted" doc:"Set IP_FREEBIND on connections to upstreams."`
-	UpstreamDialAllow      []netip.Prefix `key:"upstream_dial_allow" form:"prefixes" status:"accepted" doc:"Networks that routes from API or cluster may dial although they are loopback, link-local or metadata addresses."`
-	CircuitBreakerSettings *Breakers      `key:"circuit_breaker_thresholds" section:"2.16" status:"accepted" doc:"Limits of connections and requests per upstream; routes override field by field."`
+	DNSLookupFamily        string         `key:"dns_lookup_family" default:"V4_PREFERRED" form:"exact" enum:"AUTO|V4_ONLY|V6_ONLY|V4_PREFERRED|ALL" status:"acts" doc:"Address families looked up for upstream hosts; upper case only. Every address is an endpoint."`
+	DNSRefreshRate         *time.Duration `key:"dns_refresh_rate" status:"acts" doc:"How often upstream names that are in use are resolved again, at least 1ms. Unset: the record's TTL, or 10s where the system's resolver is asked."`
+	DNSFailureRefreshRate  *time.Duration `key:"dns_failure_refresh_rate" status:"acts" doc:"How soon a failed lookup is tried again, at least 1ms; 1s if unset. Meanwhile the last good answer is used."`
+	DNSQueryTimeout        *time.Duration `key:"dns_query_timeout" status:"acts" doc:"Time for one DNS query; whole seconds are used. 5s if unset."`
+	DNSQueryTries          *uint32        `key:"dns_query_tries" strict:"true" status:"acts" doc:"Tries per DNS query and resolver; 4 if unset."`
+	DNSUDPMaxQueries       *uint32        `key:"dns_udp_max_queries" default:"100" strict:"true" status:"acts" doc:"Queries per UDP port before another one is used; 0 is any number."`
+	DNSUseTCP              *bool          `key:"dns_use_tcp" strict:"true" status:"acts" doc:"Ask DNS over TCP."`
+	DNSResolvers           []string       `key:"dns_resolvers" status:"acts" doc:"Resolvers, udp://IP:port or tcp://IP:port; the system's if unset."`
+	BindSourceAddress      string         `key:"envoy_bind_config_source_address" status:"acts" doc:"Source IP address of connections to upstreams."`
+	BindFreebind           *bool          `key:"envoy_bind_config_freebind" strict:"true" status:"acts" doc:"Allow a source address that this machine does not have (IP_FREEBIND)."`
+	UpstreamDialAllow      []netip.Prefix `key:"upstream_dial_allow" section:"ours" form:"prefixes" status:"accepted" doc:"Networks that routes from API or cluster may dial although they are loopback, link-local or metadata addresses."`
+	CircuitBreakerSettings *Breakers      `key:"circuit_breaker_thresholds" section:"2.16" status:"acts" doc:"Limits of connections and requests per upstream; routes override field by field."`
 }
 
 // Breakers are circuit breaker limits; nil fields are the defaults
 // 1024, 1024, 1024, 3 and unlimited.
 type Breakers struct {
-	MaxConnections     *uint32 `key:"max_connections" strict:"true" status:"accepted" doc:"Connections to one upstream; 1024 if unset."`
-	MaxPendingRequests *uint32 `key:"max_pending_requests" strict:"true" status:"accepted" doc:"Requests waiting for a connection; 1024 if unset."`
-	MaxRequests        *uint32 `key:"max_requests" strict:"true" status:"accepted" doc:"Requests under way; 1024 if unset."`
-	MaxRetries         *uint32 `key:"max_retries" strict:"true" status:"accepted" doc:"Retries under way; 3 if unset."`
-	MaxConnectionPools *uint32 `key:"max_connection_pools" strict:"true" status:"accepted" doc:"Connection pools; unlimited if unset."`
+	MaxConnections     *uint32 `key:"max_connections" strict:"true" status:"acts" doc:"Connections to the upstream of a route, WebSockets included; 1024 if unset. Requests wait for one for up to 10s."`
+	MaxPendingRequests *uint32 `key:"max_pending_requests" strict:"true" status:"acts" doc:"Requests waiting for a connection; 1024 if unset."`
+	MaxRequests        *uint32 `key:"max_requests" strict:"true" status:"acts" doc:"Requests under way, WebSockets included; 1024 if unset."`
+	MaxRetries         *uint32 `key:"max_retries" strict:"true" status:"acts" doc:"Retries under way, of requests that could not be sent; 3 if unset."`
+	MaxConnectionPools *uint32 `key:"max_connection_pools" strict:"true" status:"acts" doc:"Addresses with connections; unlimited if unset."`
 }
 
 // RouteConfig holds the per-route settings for reaching upstreams.
@@ -58,11 +58,11 @@ type RouteConfig struct {
 
 	_ struct{} `section:"3.8"`
 
-	LoadBalancingPolicy   string        `key:"load_balancing_policy" aliases:"lb_policy" enum:"ROUND_ROBIN|MAGLEV|RANDOM|RING_HASH|LEAST_REQUEST" default:"ROUND_ROBIN" status:"accepted" doc:"How an endpoint is chosen. Every policy is read as ROUND_ROBIN yet."`
+	LoadBalancingPolicy   string        `key:"load_balancing_policy" aliases:"lb_policy" enum:"ROUND_ROBIN|MAGLEV|RANDOM|RING_HASH|LEAST_REQUEST" default:"ROUND_ROBIN" status:"acts" doc:"How an endpoint is chosen. RING_HASH and MAGLEV keep a session, else a client address, with one endpoint."`
 	HealthChecks          []HealthCheck `key:"health_checks" status:"accepted" doc:"Active health checks of the endpoints, in the JSON form of protobuf (durations such as 5s)."`
-	HealthyPanicThreshold *int32        `key:"healthy_panic_threshold" strict:"true" status:"accepted" doc:"Percentage of healthy endpoints below which all of them are used; 50 if unset."`
+	HealthyPanicThreshold *int32        `key:"healthy_panic_threshold" strict:"true" status:"acts" doc:"Percentage of healthy endpoints below which all of them are used; 50 if unset, 0 for never."`
 	OutlierDetection      *Outlier      `key:"outlier_detection" status:"accepted" doc:"Ejects endpoints whose answers fail; in the JSON form of protobuf."`
-	CircuitBreakers       *Breakers     `key:"circuit_breaker_thresholds" status:"accepted" doc:"Limits of connections and requests; overrides the global limits field by field."`
+	CircuitBreakers       *Breakers     `key:"circuit_breaker_thresholds" status:"acts" doc:"Limits of connections and requests; overrides the global limits field by field."`
 }
 
 // Endpoint is one destination of a route. Weight is 0 where no endpoint of
