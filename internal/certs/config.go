@@ -15,7 +15,7 @@ type Config struct {
 	CertificateKeyFile       string             `key:"certificate_key_file" form:"file" status:"acts" doc:"File holding the PEM key of certificate_file."`
 	CertificateAuthority     []byte             `key:"certificate_authority" form:"b64" status:"acts" doc:"Base64 PEM of a CA added to the system roots for upstream and internal traffic."`
 	CertificateAuthorityFile string             `key:"certificate_authority_file" form:"file" status:"acts" doc:"File holding a PEM CA added to the system roots."`
-	TLSDerive                string             `key:"tls_derive" status:"accepted" doc:"Derive a CA and an internal certificate for this name from the shared secret."`
+	TLSDerive                string             `key:"tls_derive" status:"acts" doc:"Derive a CA and a certificate for this name from the shared secret, trust that CA upstream, and serve a derived certificate for names that no other is for; all replicas with one secret derive the same."`
 
 	// Pairs holds every server certificate read from the keys above, in
 	// order: certificates, certificate, certificate_file.
@@ -68,7 +68,7 @@ type Config struct {
 type CertificateFiles struct {
 	Cert string `key:"cert" form:"file" status:"acts" doc:"Path of the PEM certificate chain."`
 	Key  string `key:"key" form:"file" status:"acts" doc:"Path of the PEM key."`
-	ID   string `key:"id" status:"accepted" doc:"Name of the pair in the console."`
+	ID   string `key:"id" status:"acts" doc:"Name of the pair, in messages about it."`
 }
 
 // KeyPair is a server certificate as read, in PEM.
