@@ -39,11 +39,11 @@ type Config struct {
 	XFFNumTrustedHops            uint32            `key:"xff_num_trusted_hops" status:"acts" doc:"Number of trusted proxies in front: the client address is taken from X-Forwarded-For, and X-Forwarded-Proto is believed, if above 0."`
 	TrustedProxies               []netip.Prefix    `key:"trusted_proxies" form:"prefixes" status:"acts" narrows:"true" doc:"Networks (CIDR or address) whose X-Forwarded-For hops, and PROXY protocol headers, are believed. Unset: any peer."`
 	UseProxyProtocol             bool              `key:"use_proxy_protocol" status:"acts" doc:"Require a PROXY protocol v1 or v2 header on TCP listeners."`
-	CodecType                    string            `key:"codec_type" default:"auto" enum:"auto|http1|http2|http3" status:"acts" doc:"HTTP versions offered to clients. http3 (QUIC) is understood but not yet served; auto is used instead."`
-	HTTP3AdvertisePort           uint32            `key:"http3_advertise_port" status:"accepted" doc:"Port named in the alt-svc header for HTTP/3; the port of address if unset."`
+	CodecType                    string            `key:"codec_type" default:"auto" enum:"auto|http1|http2|http3" status:"acts" doc:"HTTP versions offered to clients. auto is HTTP/1.1 and HTTP/2; http3 is these two, and HTTP/3 on the same port over UDP, which answers over TCP advertise (alt-svc). http3 and insecure_server exclude each other."`
+	HTTP3AdvertisePort           uint32            `key:"http3_advertise_port" status:"acts" doc:"Port named in the alt-svc header for HTTP/3; the port of address if unset."`
 	// RateLimit is nil where no limit is set.
 	RateLimit []RateLimit `key:"rate_limit" section:"ours" narrows:"true" status:"acts" doc:"Limits of the rate of requests, one or a list, for every route that sets none of its own; each route counts by itself."`
-	Engine    string      `key:"engine" default:"auto" enum:"auto|fast|reference" status:"accepted" doc:"Which HTTP engine serves requests. reference is built on net/http; auto picks."`
+	Engine    string      `key:"engine" default:"auto" enum:"auto|fast|reference" status:"acts" doc:"Which HTTP engine serves requests. reference is built on net/http; auto picks it. fast is not part of this version and stops the start."`
 }
 
 // RouteConfig holds the per-route settings that the HTTP door obeys.

@@ -88,6 +88,11 @@ func (c *call) serve() {
 	c.view = view
 	if bad != nil {
 		c.log(slog.LevelInfo, "request refused", "reason", bad.message)
+		if c.r.ProtoMajor == 1 {
+			// Somebody before us may read the refused head otherwise: then what
+			// follows is no request either.
+			c.w.Header().Set("Connection", "close")
+		}
 		c.fail(pages.ErrorPage{Kind: pages.BadRequest, Status: bad.status, Message: sentence(bad.message)}, bad.details)
 		return
 	}

@@ -54,6 +54,7 @@ type running struct {
 	client    *http.Client // any host name reaches the door over TLS, h2
 	h1        *http.Client // the same over TLS, h1
 	echo      *recorder
+	secure    *Server // TLS and, once quic was called, HTTP/3
 	mu        sync.Mutex
 	entries   []telemetry.AccessEntry
 	streams   *fakeStreams
@@ -274,8 +275,8 @@ func (d testDoor) start(t testing.TB) *running {
 	}
 
 	handler := New(func() *Generation { return run.gen })
-	run.addr = run.listen(handler, nil, cfg)
-	run.tlsAddr = run.listen(handler, &tls.Config{Certificates: []tls.Certificate{testCertificate(t)}, NextProtos: []string{"h2", "http/1.1"}}, cfg)
+	run.addr, _ = run.listen(handler, nil, cfg)
+	run.tlsAddr, run.secure = run.listen(handler, &tls.Config{Certificates: []tls.Certificate{testCertificate(t)}, NextProtos: []string{"h2", "http/1.1"}}, cfg)
 	run.client = run.newClient(true)
 	run.h1 = run.newClient(false)
 	return run
@@ -297,16 +298,23 @@ func testCertificate(testing.TB) tls.Certificate {
 	return certTLS
 }
 
-func (run *running) listen(h http.Handler, c *tls.Config, cfg Config) string {
+func (run *running) listen(h http.Handler, c *tls.Config, cfg Config) (string, *Server) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		run.t.Fatal(err)
 	}
-	srv := NewServer(ServeOptions{Handler: h, TLS: c, ReadTimeout: cfg.TimeoutRead, IdleTimeout: cfg.TimeoutIdle})
+	srv := NewServer(ServeOptions{Handler: h, TLS: c, ReadTimeout: cfg.TimeoutRead, IdleTimeout: cfg.TimeoutIdle, AltSvc: `h3=":8443"; ma=86400`})
 	done := make(chan struct{})
 	go func() { srv.Serve(ln); close(done) }()
 	run.t.Cleanup(func() { srv.Close(); <-done })
-	return ln.Addr().String()
+	return ln.Addr().String(), srv
+}
+
+// quic gives a client that speaks HTTP/3 to the door.
+func (run *running) quic() *http.Client {
+	s := serveQUIC(run.t, run.secure)
+	client, _ := h3Client(run.t, s.addr, &tls.Config{InsecureSkipVerify: true})
+	return client
 }
 
 func (run *running) newClient(h2 bool) *http.Client {

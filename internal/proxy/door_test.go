@@ -447,7 +447,7 @@ func TestDecorate(t *testing.T) {
 }
 
 func TestHTTPSRedirectListener(t *testing.T) {
-	addr := testDoor{}.start(t).listen(RedirectHandler(), nil, defaultConfig())
+	addr, _ := testDoor{}.start(t).listen(RedirectHandler(), nil, defaultConfig())
 	run := &running{t: t, addr: addr}
 	for _, c := range []struct {
 		host, target string

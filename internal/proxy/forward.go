@@ -96,6 +96,7 @@ func (c *call) forward() {
 	c.result, err = upstream.RoundTrip(ctx, t.Upstream, edits, up, &forwarding{c.x, c}, upstream.Options{
 		IdleTimeout: t.idleTimeout,
 		Upgrades:    t.upgrades,
+		Affinity:    c.affinity(),
 		OnResponse:  c.onResponse,
 	})
 	c.details = c.result.Details
@@ -109,7 +110,14 @@ func (c *call) forward() {
 
 // onResponse edits the response head before the client sees it.
 func (c *call) onResponse(head *upstream.ResponseHead) error {
-	fields := make([]exchange.Field, 0, len(head.Fields)+len(c.target.response.Fields())+1)
+	fields := make([]exchange.Field, 0, len(head.Fields)+len(c.target.response.Fields())+2)
+	if alt := c.altSvc(); alt != "" {
+		// What the upstream says of itself is not true of us.
+		head.Del("Alt-Svc")
+		if !holdsName(c.target.response.Fields(), "Alt-Svc") {
+			fields = append(fields, exchange.Field{Name: "Alt-Svc", Value: alt})
+		}
+	}
 	fields = c.target.response.appendTo(fields, exchange.Fields(head.Fields), c.gen.Settings.Cookies)
 	kept := fields[:0]
 	for _, f := range fields {
