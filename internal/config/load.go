@@ -31,13 +31,26 @@ type layer struct {
 // LoadFile reads the configuration at path, or only the environment if path is
 // empty, under the given environment (as os.Environ gives it).
 func LoadFile(path string, env []string) (*Config, []Problem) {
-	return LoadFileAfter(nil, path, env)
+	l := Reload(nil, path, env)
+	return l.Config, l.Problems
 }
 
-// LoadFileAfter is LoadFile where an earlier configuration is known, or nil.
-// The outcome is the same; routes that did not change are taken over.
-func LoadFileAfter(earlier *Config, path string, env []string) (*Config, []Problem) {
-	return judged(loadAll(context.Background(), earlier, diskReader, fileSources(path, env)...))
+// Loaded is what a load came to.
+type Loaded struct {
+	// Config is nil if one of the problems is fatal.
+	Config   *Config
+	Problems []Problem
+	// Checksum identifies what was read, whether it is valid or not.
+	Checksum uint64
+}
+
+// Reload is LoadFile where an earlier configuration is known, or nil. The
+// outcome is the same; routes that did not change are taken over.
+func Reload(earlier *Config, path string, env []string) Loaded {
+	cfg, problems := loadAll(context.Background(), earlier, diskReader, fileSources(path, env)...)
+	l := Loaded{Problems: problems, Checksum: cfg.checksum}
+	l.Config, _ = judged(cfg, problems)
+	return l
 }
 
 func fileSources(path string, env []string) []Source {

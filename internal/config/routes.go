@@ -280,10 +280,10 @@ func (d *decoder) adopt(res *routeResult, seen map[string]*Route) {
 			Message: fmt.Sprintf("it is equal to %s in line %d: from, prefix, path, regex and destination are the same", other.Path(), other.Line),
 			Hint:    "remove one of them; different policies do not make two routes"}
 		if d.cfg.Control.ConfigBadRoute == "isolate" {
-			// The first one is asked before it in any case: it is left out.
-			p.Level, p.Kind = LevelWarning, KindIsolated
-			p.Message += " (it is left out)"
-			d.cfg.Routes = d.cfg.Routes[:len(d.cfg.Routes)-1]
+			broken := *r
+			broken.Broken = []Problem{p}
+			d.cfg.Routes[len(d.cfg.Routes)-1] = &broken
+			p = isolated(p)
 		}
 		d.add(p)
 		return

@@ -66,10 +66,10 @@ func (w *Watcher) follow(cfg *Config) {
 }
 
 // Run waits for changes and for triggers (such as SIGHUP), loads again and
-// gives the outcome to apply; the Config is nil where the problems are fatal.
+// gives the outcome to apply.
 // A trigger always loads, a change only while config_hot_reload is on. Run
 // returns when ctx ends.
-func (w *Watcher) Run(ctx context.Context, trigger <-chan struct{}, apply func(*Config, []Problem)) {
+func (w *Watcher) Run(ctx context.Context, trigger <-chan struct{}, apply func(Loaded)) {
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
 	events, stop := w.events()
@@ -93,14 +93,14 @@ func (w *Watcher) Run(ctx context.Context, trigger <-chan struct{}, apply func(*
 				return
 			}
 		}
-		cfg, problems := w.load(ctx)
+		loaded := w.load(ctx)
 		if ctx.Err() != nil {
 			return
 		}
 		// What is to be watched may be elsewhere now.
 		stop()
 		events, stop = w.events()
-		apply(cfg, problems)
+		apply(loaded)
 	}
 }
 
@@ -114,7 +114,7 @@ func (w *Watcher) events() (<-chan struct{}, func()) {
 
 // load reads the configuration and takes over the files it names, even if it
 // is not valid: its repair must be seen, too.
-func (w *Watcher) load(ctx context.Context) (*Config, []Problem) {
+func (w *Watcher) load(ctx context.Context) Loaded {
 	cfg, problems := loadAll(ctx, w.last, diskReader, fileSources(w.path, w.env)...)
 	hot, before := w.hot, w.files
 	w.follow(cfg)
@@ -128,10 +128,10 @@ func (w *Watcher) load(ctx context.Context) (*Config, []Problem) {
 				w.look(path, f, true)
 			}
 		}
-		return nil, problems
+		return Loaded{Problems: problems, Checksum: cfg.checksum}
 	}
 	w.last = cfg
-	return cfg, problems
+	return Loaded{Config: cfg, Problems: problems, Checksum: cfg.checksum}
 }
 
 // settle waits until the files stay as they are for a while, but not for ever.

@@ -28,7 +28,7 @@ func watching(t *testing.T, path string, test func(trigger chan<- struct{}, outc
 		go func() {
 			w := NewWatcher(cfg, path, nil)
 			w.notice = nil // events come by the clock of the machine
-			w.Run(ctx, trigger, func(cfg *Config, problems []Problem) { outcomes <- outcome{cfg, problems} })
+			w.Run(ctx, trigger, func(l Loaded) { outcomes <- outcome{l.Config, l.Problems} })
 			close(done)
 		}()
 		test(trigger, outcomes)

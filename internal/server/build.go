@@ -32,6 +32,7 @@ type generation struct {
 	number   uint64
 	cfg      *config.Config
 	compiled *compiled
+	isolated []Isolated
 	keys     *session.Keys
 	proxy    *proxy.Generation
 	autocert *acme.Plan
@@ -159,6 +160,7 @@ func (s *Server) build(ctx context.Context, cfg *config.Config, previous *genera
 		pool.Close()
 		return nil, err
 	}
+	g.isolated = c.isolated()
 	service, err := authn.New(authn.Options{
 		Store: s.store, Keys: keys, Providers: []identity.Provider{provider}, Pages: renderer, Config: cfg.Authn,
 		SignInURL: c.signIn, SignInHostIsRoute: c.shared, KnownHost: c.table.KnowsHost,

@@ -51,7 +51,12 @@ type ConfigStatus struct {
 	File     string    `json:"file,omitempty"`
 	Checksum string    `json:"checksum"`
 	LoadedAt time.Time `json:"loaded_at"`
-	Problems []string  `json:"problems,omitempty"`
+	// Problems are those of Refused, the last configuration offered, unless it
+	// was taken.
+	Problems []string `json:"problems,omitempty"`
+	Refused  *Refused `json:"refused,omitempty"`
+	// Isolated are the routes that answer 503 because of mistakes in them.
+	Isolated []Isolated `json:"isolated,omitempty"`
 }
 
 // SessionInfo is a session as an administrator sees it: no token, no handle.

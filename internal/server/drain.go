@@ -95,7 +95,7 @@ func (s *Server) statusLine() string {
 		return "STATUS=starting"
 	}
 	line := fmt.Sprintf("STATUS=serving %d routes, generation %d", len(g.cfg.Routes), g.number)
-	if len(s.problems) > 0 {
+	if s.changes.now().refused != nil {
 		line += "; the last change was refused, see postern status"
 	}
 	return line

@@ -1,7 +1,6 @@
 package server
 
 import (
-	"cmp"
 	"fmt"
 	"reflect"
 	"strings"
@@ -226,11 +225,17 @@ type Isolated struct {
 // isolated lists the routes that are out of service.
 func (c *compiled) isolated() []Isolated {
 	var out []Isolated
+	add := func(r *config.Route, problem string) {
+		out = append(out, Isolated{From: r.Match.From, Path: r.Path(), Place: fmt.Sprintf("%s:%d:%d", r.File, r.Line, r.Column), Problem: problem})
+	}
 	for _, p := range c.parts {
 		if p.broken != "" {
-			r := p.from
-			out = append(out, Isolated{From: cmp.Or(r.Match.From, p.route.From.Raw), Path: r.Path(),
-				Place: fmt.Sprintf("%s:%d:%d", r.File, r.Line, r.Column), Problem: p.broken})
+			add(p.from, p.broken)
+		}
+	}
+	for _, r := range c.leftOut {
+		if len(r.Broken) > 0 {
+			add(r, r.Broken[0].Message+" (it is left out)")
 		}
 	}
 	return out

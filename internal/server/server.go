@@ -95,10 +95,10 @@ type Server struct {
 	ending       <-chan struct{} // closed when the process is to end
 
 	// One change at a time.
-	change   sync.Mutex
-	number   uint64
-	problems []string // of the last refused change
-	loadedAt time.Time
+	change  sync.Mutex
+	number  uint64
+	changes changes
+	leaving sync.WaitGroup // generations whose background ends
 }
 
 // Run loads the configuration, serves until ctx ends, drains and returns. An
@@ -237,6 +237,7 @@ func (s *Server) run(ctx context.Context, cfg *config.Config) (err error) {
 		if g := s.current.Load(); g != nil {
 			g.stop()
 		}
+		s.leaving.Wait()
 	}()
 	if err := s.doors.internal(s, cfg); err != nil {
 		s.doors.close()
@@ -268,11 +269,11 @@ func (s *Server) run(ctx context.Context, cfg *config.Config) (err error) {
 	background.Add(1)
 	go func() {
 		defer background.Done()
-		config.NewWatcher(cfg, s.o.ConfigFile, s.o.Env).Run(ctx, s.o.Sighup, func(cfg *config.Config, problems []config.Problem) {
+		config.NewWatcher(cfg, s.o.ConfigFile, s.o.Env).Run(ctx, s.o.Sighup, func(loaded config.Loaded) {
 			s.change.Lock()
 			defer s.change.Unlock()
 			s.systemd.reloading()
-			s.take(ctx, cfg, problems)
+			s.take(ctx, loaded)
 			s.systemd.send("READY=1", s.statusLine())
 		})
 	}()
@@ -413,7 +414,7 @@ func (s *Server) startEngine(ctx context.Context, cfg *config.Config, background
 	s.engine = engine
 	engine.SetCurrent(func() authz.Current {
 		g := s.current.Load()
-		return authz.Current{Env: g.proxy.Env, Match: g.proxy.Table.Match}
+		return authz.Current{Env: g.proxy.Env, Match: g.proxy.Table.Match, ClientCertificate: g.certs.VerifyClient}
 	})
 	for _, r := range s.replicas {
 		background.Add(1)
@@ -463,95 +464,6 @@ func (s *Server) watchReadiness(ctx context.Context, background *sync.WaitGroup)
 	}()
 }
 
-// take applies a loaded configuration, or says why the old one stays.
-func (s *Server) take(ctx context.Context, cfg *config.Config, problems []config.Problem) {
-	if cfg != nil {
-		problems = markStart(append(problems, cfg.StartProblems()...))
-	}
-	if cfg == nil || config.Fatal(problems) {
-		s.report(problems)
-		s.refusedChange(problems)
-		s.superseded(ctx)
-		return
-	}
-	if g := s.current.Load(); g != nil && g.cfg.Checksum() == cfg.Checksum() && len(s.problems) == 0 {
-		return
-	}
-	s.report(problems)
-	before := s.current.Load()
-	if err := s.apply(ctx, cfg); err != nil {
-		var list problemList
-		if !errors.As(err, &list) {
-			list = problemList{{File: s.o.ConfigFile, Message: err.Error()}}
-		}
-		s.report(list)
-		s.refusedChange(list)
-		s.superseded(ctx)
-		return
-	}
-	if before != nil {
-		s.tellRestart(before.cfg, cfg)
-	}
-	s.log.Info("configuration applied", "generation", s.number, "routes", len(cfg.Routes), "checksum", fmt.Sprintf("%016x", cfg.Checksum()))
-}
-
-func (s *Server) refusedChange(problems []config.Problem) {
-	s.problems = nil
-	for _, p := range problems {
-		if p.Level == config.LevelFatal {
-			s.problems = append(s.problems, p.String())
-		}
-	}
-	s.log.Error("the new configuration was refused, the old one goes on serving", "problems", len(s.problems))
-	s.metrics.ConfigLoaded(false, time.Now(), s.o.ConfigFile, 0, 0)
-	s.health.Report(telemetry.CheckConfigBuild, telemetry.StatusRunning, errors.New("the last change was refused; see postern status"))
-}
-
-// apply builds a generation, binds what it listens on and swaps. Until the
-// swap nothing that serves is touched.
-func (s *Server) apply(ctx context.Context, cfg *config.Config) error {
-	previous := s.current.Load()
-	g, err := s.build(ctx, cfg, previous)
-	if err != nil {
-		return err
-	}
-	commit, err := s.doors.prepare(s, g)
-	if err != nil {
-		g.pool.Close()
-		return err
-	}
-	if s.successor.Load() == nil {
-		g.start()
-	} else { // its background is the successor's
-		g.stop = func() {}
-	}
-	s.current.Store(g)
-	s.stapler.Follow(g.certs)
-	s.applyAutocert(ctx, g.autocert, previous == nil)
-	commit()
-	s.number = g.number
-	s.problems, s.loadedAt = nil, time.Now()
-	_ = s.setLevel(cfg)
-	s.engine.Swapped()
-	if previous != nil {
-		previous.stop()
-		previous.pool.Close()
-	}
-	s.metrics.ConfigLoaded(true, s.loadedAt, s.o.ConfigFile, cfg.Checksum(), len(cfg.Routes))
-	s.health.Report(telemetry.CheckConfigBuild, telemetry.StatusRunning, nil)
-	return nil
-}
-
-// Reload reads the configuration now and gives the problems that made it be
-// refused; none means that it serves.
-func (s *Server) Reload(ctx context.Context) []string {
-	s.change.Lock()
-	defer s.change.Unlock()
-	cfg, problems := config.LoadFile(s.o.ConfigFile, s.o.Env)
-	s.take(context.WithoutCancel(ctx), cfg, problems)
-	return s.problems
-}
-
 // Status tells how the server is.
 func (s *Server) Status() Status {
 	g := s.current.Load()
@@ -559,9 +471,9 @@ func (s *Server) Status() Status {
 		Version: s.o.Version, StartedAt: s.startedAt, Generation: g.number, Routes: len(g.cfg.Routes), Storage: s.storage,
 		Listeners: s.doors.listening(), Checks: map[string]string{},
 	}
-	s.change.Lock()
-	st.Config = ConfigStatus{File: s.o.ConfigFile, Checksum: fmt.Sprintf("%016x", g.cfg.Checksum()), LoadedAt: s.loadedAt, Problems: s.problems}
-	s.change.Unlock()
+	now := s.changes.now()
+	st.Config = ConfigStatus{File: s.o.ConfigFile, Checksum: checksumText(g.cfg.Checksum()), LoadedAt: now.adoptedAt,
+		Problems: s.changes.problems(), Refused: now.refused, Isolated: now.isolated}
 	for name, c := range s.health.Statuses() {
 		st.Checks[name] = strings.TrimSpace(string(c.Status) + " " + c.Error)
 	}

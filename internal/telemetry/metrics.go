@@ -24,6 +24,7 @@ type Metrics struct {
 	reloadSuccess, reloadTime *prometheus.GaugeVec
 	checksum                  *prometheus.GaugeVec
 	policies                  *prometheus.GaugeVec
+	isolated, refused         prometheus.Gauge
 
 	serverRequests               *prometheus.CounterVec
 	serverDuration, serverInSize *prometheus.HistogramVec
@@ -107,6 +108,11 @@ func NewMetrics(b BuildInfo) *Metrics {
 	m.checksum = gauge("pomerium_config_checksum_decimal", "Checksum of the configuration in use.", "service", "config")
 	m.policies = gauge("pomerium_policy_count_total", "Routes with a policy in the configuration in use.", "service")
 
+	m.isolated = register(reg, prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "postern_config_isolated_routes", Help: "Routes that answer 503 because of mistakes in them (config_bad_route)."}))
+	m.refused = register(reg, prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "postern_config_last_refused_timestamp", Help: "Unix time in seconds when the last change was refused; 0 if it was taken."}))
+
 	labels := []string{"service", "host", "http_method", "http_status"}
 	m.serverRequests = counter("pomerium_http_server_requests_total", "Requests served.", labels...)
 	m.serverDuration = histogram("pomerium_http_server_request_duration_ms", "Time to serve a request, in milliseconds.", msBuckets, labels...)
@@ -174,13 +180,23 @@ func (m *Metrics) ConfigLoaded(ok bool, at time.Time, config string, sum uint64,
 	}
 	if !ok {
 		m.reloadSuccess.WithLabelValues("pomerium").Set(0)
+		m.refused.Set(float64(at.Unix()))
 		return
 	}
+	m.refused.Set(0)
 	m.reloadSuccess.WithLabelValues("pomerium").Set(1)
 	m.reloadTime.WithLabelValues("pomerium").Set(float64(at.Unix()))
 	m.checksum.Reset()
 	m.checksum.WithLabelValues("pomerium", config).Set(float64(sum))
 	m.policies.WithLabelValues("pomerium").Set(float64(routes))
+}
+
+// RoutesIsolated says how many routes are out of service because of mistakes
+// in them.
+func (m *Metrics) RoutesIsolated(n int) {
+	if m != nil {
+		m.isolated.Set(float64(n))
+	}
 }
 
 // Checksum gives a number for a document, for ConfigLoaded.
