@@ -404,7 +404,7 @@ func fillInput(in *policy.Input, req *Request, w *who, now time.Time) {
 		if len(peer.Certificates) > 0 {
 			in.Certificate, in.Intermediates = peer.Certificates[0], peer.Certificates[1:]
 		}
-		switch peer.CertificateState {
+		switch req.certificateState() {
 		case exchange.CertificateNotAsked, exchange.CertificateValid:
 			in.CertificateState = policy.CertificateOK
 		case exchange.CertificateMissing:

@@ -27,7 +27,22 @@ type Request struct {
 	// route is an MCP server; nil without one.
 	MCP *policy.MCPCall
 
+	// certificate is what the client certificate of an open stream is worth by
+	// now; nil is as the View says.
+	certificate *exchange.CertificateState
+
 	// as stands in for the credential in a question that ExplainAs asks. Only
 	// this package can set it, and never for a request that is served.
 	as *who
+}
+
+// certificateState is what the client certificate is worth.
+func (r *Request) certificateState() exchange.CertificateState {
+	switch peer := r.View.Peer(); {
+	case r.certificate != nil:
+		return *r.certificate
+	case peer != nil:
+		return peer.CertificateState
+	}
+	return exchange.CertificateMissing
 }

@@ -2,6 +2,7 @@ package authz
 
 import (
 	"context"
+	"crypto/x509"
 	"log/slog"
 	"maps"
 	"net/http"
@@ -26,6 +27,19 @@ const (
 type Current struct {
 	Env   *Env
 	Match func(exchange.View) route.Match
+	// ClientCertificate judges the presented chain for a route, so that no
+	// stream outlives the CA of its certificate. Nil leaves it at what it was
+	// worth when the stream was opened.
+	ClientCertificate func(chain []*x509.Certificate, rt *route.Route) exchange.CertificateState
+}
+
+// certificate is what the client certificate of a request is worth now on a
+// route.
+func (c *Current) certificate(req *Request, rt *route.Route) exchange.CertificateState {
+	if peer := req.View.Peer(); c.ClientCertificate != nil && peer != nil {
+		return c.ClientCertificate(peer.Certificates, rt)
+	}
+	return req.certificateState()
 }
 
 // Stream is an open stream that follows what its Decision rested on.
@@ -196,7 +210,8 @@ func (st *Stream) goOver(c *Current, sameBasis map[*Env]bool) bool {
 	}
 	m := c.Match(st.req.View)
 	if !same || m.Route == nil || !m.Route.SameContent(st.req.Route) ||
-		st.req.Internal != (m.Own != route.OwnNone) || st.req.SignInHost != m.SignIn {
+		st.req.Internal != (m.Own != route.OwnNone) || st.req.SignInHost != m.SignIn ||
+		c.certificate(st.req, m.Route) != st.req.certificateState() {
 		return false
 	}
 	if !st.own {
@@ -359,6 +374,8 @@ func (s *streams) judge(st *Stream) (d Decision, reason string, req *Request) {
 		}
 		next.Env, next.Route = c.Env, m.Route
 		next.Internal, next.SignInHost = m.Own != route.OwnNone, m.SignIn
+		state := c.certificate(&next, m.Route)
+		next.certificate = &state
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), redecideTime)
 	defer cancel()
