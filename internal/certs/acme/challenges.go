@@ -177,9 +177,17 @@ func isToken(s string) bool {
 // challengeCertificate answers a TLS-ALPN-01 validation (RFC 8737 §3) on the
 // ordinary listener.
 func (m *Manager) challengeCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-	chal, ok := m.challenge(hello.Context(), acme.ChallengeTypeTLSALPN01, canonicalName(hello.ServerName))
+	chal, ok := m.challenge(contextOf(hello), acme.ChallengeTypeTLSALPN01, canonicalName(hello.ServerName))
 	if !ok {
 		return nil, errors.New("no ACME challenge is open for this name")
 	}
 	return acmez.TLSALPN01ChallengeCert(chal)
+}
+
+// contextOf is the handshake's; a hello that no handshake made has none.
+func contextOf(hello *tls.ClientHelloInfo) context.Context {
+	if ctx := hello.Context(); ctx != nil {
+		return ctx
+	}
+	return context.Background()
 }

@@ -32,6 +32,7 @@ import (
 	"golang.org/x/crypto/argon2"
 
 	"postern/internal/certs"
+	"postern/internal/certs/acme"
 	"postern/internal/identity"
 	"postern/internal/server"
 	"postern/internal/session"
@@ -52,6 +53,8 @@ type Options struct {
 	NoLocalCA bool
 	// Dir is a directory to use again; "" is a new one.
 	Dir string
+	// Autocert are the moments of certificates by ACME.
+	Autocert acme.Timing
 	// Bare takes the text as the whole configuration.
 	Bare bool
 }
@@ -244,7 +247,7 @@ func Try(t testing.TB, text string, opts ...Options) (*Program, error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	so := server.Options{ConfigFile: p.Config, Env: o.Env, Version: "test", Out: p.Log, Sighup: p.Sighup}
+	so := server.Options{ConfigFile: p.Config, Env: o.Env, Version: "test", Out: p.Log, Sighup: p.Sighup, Autocert: o.Autocert}
 	if !o.NoLocalCA {
 		p.CA, so.LocalCA = ca, ca
 	}
