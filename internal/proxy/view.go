@@ -111,7 +111,7 @@ func splitTarget(r *http.Request) (path, query string, hasQuery bool) {
 	if target == "" && r.URL != nil {
 		target = r.URL.RequestURI() // made in a test, not received
 	}
-	if target != "" && target[0] != '/' {
+	if target != "" && target[0] != '/' && r.ProtoMajor < 2 { // :path has no such form (RFC 9113 §8.3.1)
 		if i := strings.Index(target, "://"); i > 0 {
 			target = target[i+3:]
 			if i := strings.IndexAny(target, "/?"); i >= 0 {
