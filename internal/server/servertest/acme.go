@@ -82,11 +82,15 @@ func StartACME(t testing.TB, o ACMEOptions) *ACME {
 	if o.Life == 0 {
 		o.Life = 90 * 24 * time.Hour
 	}
+	algorithm := "ecdsa"
+	if o.OCSP != "" {
+		algorithm = "rsa" // the only keys it gives to a responder
+	}
 	number := func(s string) int { n, _ := strconv.Atoi(s); return n }
 	b, err := json.Marshal(map[string]any{"pebble": map[string]any{
 		"listenAddress": "127.0.0.1:" + ports[0], "managementListenAddress": "127.0.0.1:" + ports[1],
 		"certificate": a.CA, "privateKey": filepath.Join(a.dir, "key.pem"),
-		"httpPort": number(a.HTTPPort), "tlsPort": number(a.TLSPort), "ocspResponderURL": o.OCSP, "keyAlgorithm": "ecdsa",
+		"httpPort": number(a.HTTPPort), "tlsPort": number(a.TLSPort), "ocspResponderURL": o.OCSP, "keyAlgorithm": algorithm,
 		"externalAccountBindingRequired": o.EAB != nil, "externalAccountMACKeys": o.EAB, "domainBlocklist": o.Refused,
 		"retryAfter": map[string]int{"authz": 1, "order": 1},
 		// With one profile it picks no other at random.
