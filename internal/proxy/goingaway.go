@@ -40,6 +40,32 @@ func (t *tunnels) remove(c *cuttable) {
 	t.mu.Unlock()
 }
 
+// LeaveUDP ends HTTP/3: idle connections close, others once their requests are
+// answered, and WebSockets are told to come again.
+func (s *Server) LeaveUDP() {
+	s.mu.Lock()
+	var open []*quicConn
+	for _, q := range s.quic {
+		open = append(open, q)
+	}
+	s.mu.Unlock()
+	t := &s.tunnels
+	t.mu.Lock()
+	var told []*cuttable
+	for c := range t.open {
+		if st, ok := c.Conn.(*streamConn); ok && st.info != nil && st.info.quic != nil {
+			told = append(told, c)
+		}
+	}
+	t.mu.Unlock()
+	for _, c := range told {
+		c.cut(goingAwayClosure, goingAwayText)
+	}
+	for _, q := range open {
+		q.drain()
+	}
+}
+
 // GoAway sends a close frame with status 1001 (RFC 6455 §7.4.1) to every open
 // WebSocket, and to those still being opened. Other streams are left alone.
 func (s *Server) GoAway() {

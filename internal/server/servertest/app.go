@@ -2,7 +2,9 @@ package servertest
 
 import (
 	"bufio"
+	"crypto/sha1"
 	"crypto/tls"
+	"encoding/base64"
 	"encoding/json"
 	"io"
 	"log"
@@ -73,7 +75,7 @@ func newApp(name string) *App {
 func (a *App) serve(w http.ResponseWriter, r *http.Request) {
 	a.Requests.Add(1)
 	if up := r.Header.Get("Upgrade"); up != "" {
-		upgrade(w, up)
+		upgrade(w, up, r.Header.Get("Sec-Websocket-Key"))
 		return
 	}
 	body, _ := io.ReadAll(io.LimitReader(r.Body, 1<<20))
@@ -124,15 +126,16 @@ func (a *App) serve(w http.ResponseWriter, r *http.Request) {
 }
 
 // upgrade agrees to every protocol and sends lines back.
-func upgrade(w http.ResponseWriter, protocol string) {
+func upgrade(w http.ResponseWriter, protocol, key string) {
 	c, rw, err := w.(http.Hijacker).Hijack()
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
 	defer c.Close()
+	sum := sha1.Sum([]byte(key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"))
 	io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: "+protocol+
-		"\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n")
+		"\r\nSec-WebSocket-Accept: "+base64.StdEncoding.EncodeToString(sum[:])+"\r\n\r\n")
 	for in := bufio.NewReader(rw); ; {
 		line, err := in.ReadString('\n')
 		if err != nil {
