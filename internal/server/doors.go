@@ -166,7 +166,7 @@ func (d *doors) prepare(s *Server, g *generation) (commit func(), err error) {
 		return nil, err
 	}
 	if s.successor.Load() == nil {
-		commitUDP, undoUDP, err := d.udp.plan(p, bound["main"])
+		commitUDP, undoUDP, err := d.udp.plan(p, bound["main"], s.heir != nil, s.log)
 		if err != nil {
 			undo()
 			return nil, err
@@ -252,11 +252,9 @@ func (d *door) exchange(settings string, server *proxy.Server) {
 	d.current.Store(h)
 	if old != nil {
 		go func() {
-			ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
-			defer cancel()
 			old.Close()
 			<-old.served
-			oldServer.Retire(ctx)
+			oldServer.Retire(context.Background()) // streams that are allowed may stay
 		}()
 	}
 }
@@ -319,10 +317,8 @@ func (d *door) give(c net.Conn) bool {
 
 // retire closes the address and lets open requests finish.
 func (d *door) retire() {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
-	defer cancel()
 	d.stopAccepting()
-	d.server.Retire(ctx)
+	d.server.Retire(context.Background()) // streams that are allowed may stay
 }
 
 // internal binds health, metrics and control: once, for the process.
@@ -458,8 +454,10 @@ func (d *doors) retire(ctx context.Context) {
 	d.mu.Lock()
 	list := []*door{d.main, d.plain}
 	others, control := d.others, d.control
+	udp := d.udp.now
 	d.mu.Unlock()
 	var all sync.WaitGroup
+	all.Go(func() { udp.handOver(ctx) })
 	for _, x := range list {
 		if x != nil {
 			all.Go(func() {
