@@ -1,6 +1,7 @@
 package config
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/pem"
@@ -17,29 +18,49 @@ import (
 // fileReader reads a whole file.
 type fileReader func(path string) ([]byte, error)
 
-// diskReader reads a regular file of bounded size, so that a path that names
-// a pipe or a device cannot hang or fill the process.
-func diskReader(path string) ([]byte, error) {
+// openRegular opens a regular file, so that a path that names a pipe or a
+// device cannot hang or fill the process.
+func openRegular(path string) (*os.File, os.FileInfo, error) {
 	info, err := os.Stat(path)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if info.IsDir() {
-		return nil, errors.New("it is a directory")
+		return nil, nil, errors.New("it is a directory")
 	}
 	if !info.Mode().IsRegular() {
-		return nil, errors.New("it is not a regular file")
+		return nil, nil, errors.New("it is not a regular file")
 	}
 	f, err := os.Open(path)
+	return f, info, err
+}
+
+// diskReader reads a regular file of bounded size.
+func diskReader(path string) ([]byte, error) {
+	f, info, err := openRegular(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxDocument+1))
-	if err != nil {
+	b := bytes.NewBuffer(make([]byte, 0, min(info.Size(), maxDocument)+bytes.MinRead))
+	if _, err := b.ReadFrom(io.LimitReader(f, maxDocument+1)); err != nil {
 		return nil, err
 	}
-	return b, nil
+	return b.Bytes(), nil
+}
+
+// diskHash is the SHA-256 of what diskReader gives, zero if it gives nothing.
+func diskHash(path string) (sum [sha256.Size]byte) {
+	f, _, err := openRegular(path)
+	if err != nil {
+		return sum
+	}
+	defer f.Close()
+	h := sha256.New()
+	if _, err := io.Copy(h, io.LimitReader(f, maxDocument+1)); err == nil {
+		h.Sum(sum[:0])
+	}
+	return sum
 }
 
 // WatchedFile is a file that a configuration was read from.

@@ -176,10 +176,7 @@ func (w *Watcher) look(path string, f *watched, whole bool) bool {
 		return false
 	}
 	f.info, f.at = info, time.Now()
-	var hash [sha256.Size]byte
-	if b, err := diskReader(path); err == nil {
-		hash = sha256.Sum256(b)
-	}
+	hash := diskHash(path)
 	changed := hash != f.hash
 	f.hash = hash
 	return changed

@@ -42,7 +42,7 @@ func newLocal(s Settings, d Deps) (*Local, error) {
 	}
 	l := &Local{
 		formURL: base + LocalPath, users: map[string]session.LocalAccount{}, listed: d.LocalUsers,
-		records: d.Accounts, hasher: newHasher(d.HashSlots), throttle: newThrottle(), now: d.Now, log: d.Log,
+		records: d.Accounts, hasher: d.Guard.hasher, throttle: d.Guard.throttle, now: d.Now, log: d.Log,
 	}
 	l.id = providerID(LocalName, Settings{AuthenticateURL: s.AuthenticateURL}, "", nil, nil)
 	params := defaultArgon

@@ -86,6 +86,25 @@ type Deps struct {
 	LocalUsers []session.LocalAccount
 	// HashSlots is how many password hashes run at once; 0: one per core.
 	HashSlots int
+	// Guard counts wrong passwords, for as long as it lives; nil: a new one.
+	Guard *PasswordGuard
+}
+
+// PasswordGuard slows down guessing of passwords and bounds how many are
+// hashed at once. One serves a process over all changes of its configuration,
+// so that a change gives nobody new attempts.
+type PasswordGuard struct {
+	hasher   *hasher
+	throttle *throttle
+}
+
+// NewPasswordGuard makes a guard that lets as many hashes run at once; 0: one
+// per core.
+func NewPasswordGuard(slots int) *PasswordGuard {
+	if slots <= 0 {
+		slots = runtime.NumCPU()
+	}
+	return &PasswordGuard{newHasher(slots), newThrottle()}
 }
 
 // New gives the provider that s describes. It does no I/O: a provider that is
@@ -97,8 +116,8 @@ func New(s Settings, d Deps) (Provider, error) {
 	if d.Log == nil {
 		d.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
 	}
-	if d.HashSlots <= 0 {
-		d.HashSlots = runtime.NumCPU()
+	if d.Guard == nil {
+		d.Guard = NewPasswordGuard(d.HashSlots)
 	}
 	kind := strings.ToLower(s.Provider)
 	switch kind {

@@ -135,7 +135,7 @@ func (s *Server) build(ctx context.Context, cfg *config.Config, previous *genera
 	if err != nil {
 		return nil, err
 	}
-	provider, err := identity.New(c.provider, identity.Deps{Now: time.Now, Log: s.log, Accounts: s.store, LocalUsers: c.accounts})
+	provider, err := identity.New(c.provider, identity.Deps{Now: time.Now, Log: s.log, Accounts: s.store, LocalUsers: c.accounts, Guard: s.passwords})
 	if err != nil {
 		return nil, err
 	}
@@ -199,6 +199,10 @@ func (s *Server) build(ctx context.Context, cfg *config.Config, previous *genera
 
 	g.start = func() {
 		pool.Start()
+		for _, slot := range pool.Unverified() {
+			s.log.Warn("tls_skip_verify: any certificate of this upstream is accepted; whoever is on the way there can read and change everything",
+				"route", c.parts[slot].from.Match.From, "to", strings.Join(pool.Target(slot).Endpoints(), " "))
+		}
 		run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 		done := make(chan struct{})
 		go func() {

@@ -24,6 +24,7 @@ import (
 	"postern/internal/certs"
 	"postern/internal/certs/acme"
 	"postern/internal/config"
+	"postern/internal/identity"
 	"postern/internal/proxy"
 	"postern/internal/record"
 	"postern/internal/session"
@@ -78,7 +79,9 @@ type Server struct {
 	autocert *acme.Manager
 	replicas []replica
 	used     *authn.UsedStates
-	limiter  *proxy.Limiter // counts on over changes of the configuration
+	// These count on over changes of the configuration.
+	limiter   *proxy.Limiter
+	passwords *identity.PasswordGuard
 
 	current atomic.Pointer[generation]
 	doors   doors
@@ -111,7 +114,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	s := &Server{o: o, startedAt: time.Now(), level: new(slog.LevelVar), used: authn.NewUsedStates(), limiter: proxy.NewLimiter(),
+	s := &Server{o: o, startedAt: time.Now(), level: new(slog.LevelVar), used: authn.NewUsedStates(), limiter: proxy.NewLimiter(), passwords: identity.NewPasswordGuard(0),
 		heir: heir, program: invokedAs(), upgraded: make(chan struct{}), ending: ctx.Done()}
 	if err = s.inherit(); err == nil {
 		err = s.start(ctx)
