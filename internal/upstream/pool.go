@@ -195,9 +195,10 @@ func (s Spec) Identified() Spec {
 
 // Pool holds the targets of one generation.
 type Pool struct {
-	targets []*Target
-	parts   *parts
-	closed  atomic.Bool
+	targets  []*Target
+	parts    *parts
+	trusting []int
+	closed   atomic.Bool
 }
 
 // SpecError says which spec could not be built.
@@ -227,6 +228,7 @@ func Build(specs []Spec, previous *Pool, log *slog.Logger) (*Pool, []SpecError) 
 	}
 	p := &Pool{targets: make([]*Target, len(specs)), parts: newParts(previous)}
 	var failed []SpecError
+	made := map[*Target]bool{} // that skip verification
 	for i := range specs {
 		if len(specs[i].Endpoints) == 0 {
 			continue
@@ -240,11 +242,17 @@ func Build(specs []Spec, previous *Pool, log *slog.Logger) (*Pool, []SpecError) 
 				continue
 			}
 			known[id] = t
+			if specs[i].TLS.SkipVerify && t.encrypted() {
+				made[t] = true
+			}
+		}
+		if made[t] {
+			p.trusting = append(p.trusting, i)
 		}
 		p.parts.adopt(t)
 		p.targets[i] = t
 	}
-	p.parts.before = nil
+	p.parts.before, p.parts.well = nil, nil
 	if failed != nil {
 		p.Close()
 		return nil, failed
@@ -273,6 +281,10 @@ func (p *Pool) Start() {
 	}
 }
 
+// Unverified gives the slots whose upstream may show any certificate, without
+// those that the previous pool had already: each is told once.
+func (p *Pool) Unverified() []int { return p.trusting }
+
 // Close lets go of the pool's targets. Those that no other pool shares close
 // their idle connections; exchanges under way are not disturbed.
 func (p *Pool) Close() {
@@ -296,10 +308,11 @@ type Target struct {
 	bind      Bind
 	tls       *tlsSettings
 	resolver  *resolver
-	kind      string         // of balancing
-	panic     int            // percent
-	protocols http.Protocols // of ordinary exchanges
-	checked   bool           // has health checks
+	kind      string          // of balancing
+	panic     int             // percent
+	protocols http.Protocols  // of ordinary exchanges
+	checked   bool            // has health checks
+	well      map[string]bool // hosts that passed others' checks before it was made
 	monitors  []monitor
 	breaker   breaker
 
@@ -376,6 +389,9 @@ func newTarget(s *Spec, id string, shared *parts, log *slog.Logger) (*Target, er
 			t.monitors = append(t.monitors, m)
 		}
 	}
+	if t.checked {
+		t.well = shared.well()
+	}
 	t.fixHosts()
 	return t, nil
 }
@@ -451,6 +467,16 @@ func (t *Target) start() {
 		t.stop = make(chan struct{})
 		go t.keepResolved(t.stop)
 	}
+}
+
+// encrypted reports whether any endpoint is spoken to over TLS.
+func (t *Target) encrypted() bool {
+	for _, e := range t.endpoints {
+		if e.scheme != "http" {
+			return true
+		}
+	}
+	return false
 }
 
 // named reports whether any endpoint is resolved by DNS.
