@@ -26,13 +26,15 @@ deps:
 ## test: everything that CI runs
 test: deps check
 	$(GO) test -race $(RACE)
-	$(GO) test -count=1 -timeout 15m ./test/system/...
+	$(GO) test -count=1 -timeout 15m ./test/system/... ./test/conformance/...
 	cd test/browser && $(GO) test -count=1 ./...
 	$(GO) run ./test/broken
 
 ## test-extended: parts that build or run for minutes
 test-extended: test
+	./test/deps.sh extended
 	$(GO) test -count=1 -tags extended -timeout 30m ./internal/... ./test/system/...
+	$(GO) test -count=1 -tags extended -timeout 30m -v -run 'H2Spec|SlowClients|Scanner' ./test/conformance/...
 
 ## soak: long random tests, and a minute for each fuzz target
 soak: fuzz
