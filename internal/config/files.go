@@ -301,6 +301,11 @@ func (d *decoder) pemPair(files *fileSet, key string, value *[]byte, name string
 	if !ok {
 		return
 	}
+	if len(strings.TrimSpace(string(b))) == 0 {
+		// Taken for unset, an empty client CA would let everybody in.
+		d.bad(path, "the file "+shorten(name)+" is empty", "put PEM into it, or leave the setting out")
+		return
+	}
 	switch {
 	case rule == pairAdded:
 		d.cfg.Certs.ExtraRoots = joinPEM(*value, b)
