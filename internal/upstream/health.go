@@ -105,7 +105,9 @@ func newHealthChecks(t *Target, checks []HealthCheck, log *slog.Logger) (monitor
 }
 
 // hostsChanged begins checking hosts that are new and ends checking those
-// that are gone. A new host is unhealthy until its first success.
+// that are gone. A new host is unhealthy until its first success, unless it
+// was healthy where a target of the previous configuration checked it: then
+// a change of the route costs no request.
 func (m *healthChecks) hostsChanged(now []*host) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -118,9 +120,10 @@ func (m *healthChecks) hostsChanged(now []*host) {
 		if m.checked[h] != nil {
 			continue
 		}
-		h.unhealthy.Store(true)
+		h.unhealthy.Store(!h.wasWell)
 		for _, c := range m.checks {
 			s := &healthSession{m: m, c: c, h: h, prober: m.probers(c, h), since: time.Now()}
+			s.state = healthState{healthy: h.wasWell, known: h.wasWell}
 			s.ctx, s.cancel = context.WithCancel(context.Background())
 			m.checked[h] = append(m.checked[h], s)
 			s.timer = time.AfterFunc(randomUpTo(c.initialJitter), s.check)

@@ -74,3 +74,25 @@ func (t *Target) hostsNow() []*host {
 	}
 	return nil
 }
+
+// name tells the host from others of a pool.
+func (h *host) name() string { return h.endpoint.name + " " + h.addr }
+
+// wellHosts are the names of the hosts that pass their checks.
+func (p *Pool) wellHosts() map[string]bool {
+	if p == nil {
+		return nil
+	}
+	well := map[string]bool{}
+	for _, t := range p.targets {
+		if t == nil || !t.checked {
+			continue
+		}
+		for _, h := range t.hostsNow() {
+			if !h.unhealthy.Load() {
+				well[h.name()] = true
+			}
+		}
+	}
+	return well
+}

@@ -431,3 +431,53 @@ func endpointsOf(t *testing.T, urls ...string) []Endpoint {
 	}
 	return out
 }
+
+// A changed route whose host was healthy before stays in use while the first
+// checks of the new target are under way; a sick or unknown one does not.
+func TestHealthOutlivesChange(t *testing.T) {
+	spec := func(path string) Spec {
+		return Spec{Endpoints: endpointsOf(t, "http://192.0.2.1:80", "http://192.0.2.2:80"), HealthChecks: []HealthCheck{
+			aCheck(func(h *HealthCheck) { h.HTTPHealthCheck.Path = path })}}
+	}
+	before, failed := Build([]Spec{spec("/a")}, nil, nil)
+	if failed != nil {
+		t.Fatal(failed)
+	}
+	defer before.Close()
+	before.Target(0).hosts.Load().hosts[0].unhealthy.Store(false)
+	wider := spec("/b")
+	wider.Endpoints = append(wider.Endpoints, endpointsOf(t, "http://192.0.2.3:80")...)
+	after, failed := Build([]Spec{wider}, before, nil)
+	if failed != nil {
+		t.Fatal(failed)
+	}
+	defer after.Close()
+	if after.parts.well != nil {
+		t.Error("the new pool holds on to the old one")
+	}
+	synctest.Test(t, func(t *testing.T) {
+		s := &script{verdicts: []verdict{bads}, began: time.Now()}
+		m, _ := scripted(t, s, nil, aCheck(nil))
+		m.traffic.Store(true)
+		hosts := after.Target(0).hosts.Load().hosts
+		m.hostsChanged(hosts)
+		got := func() (out string) {
+			for _, h := range hosts {
+				out += map[bool]string{true: "-", false: "+"}[h.unhealthy.Load()]
+			}
+			return out
+		}
+		if got() != "+--" {
+			t.Errorf("at first %s", got())
+		}
+		time.Sleep(time.Second)
+		if got() != "+--" {
+			t.Errorf("after one failure %s: the threshold is 3", got())
+		}
+		time.Sleep(25 * time.Second)
+		if got() != "---" {
+			t.Errorf("after three failures %s", got())
+		}
+		m.close()
+	})
+}

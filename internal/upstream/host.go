@@ -19,6 +19,7 @@ type host struct {
 	hadTraffic atomic.Bool   // a request was sent here since the last health check looked
 	retired    atomic.Bool   // no longer named, or the target was released
 	outlier    outlierState  // of outlier detection
+	wasWell    bool          // begins healthy: it passed the checks of a target that its own replaces
 
 	mu    sync.Mutex // for making the links
 	links atomic.Pointer[links]

@@ -40,7 +40,8 @@ func (t *Target) fixHosts() {
 
 func (t *Target) newHost(e *endpoint, addr string) *host {
 	h := &host{endpoint: e, addr: addr}
-	h.unhealthy.Store(t.checked)
+	h.wasWell = t.well[h.name()]
+	h.unhealthy.Store(t.checked && !h.wasWell)
 	return h
 }
 

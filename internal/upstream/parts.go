@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"errors"
+	"sync"
 )
 
 // parts are what targets with equal settings share, over generations: they
@@ -14,6 +15,9 @@ type parts struct {
 	tls       map[string]*tlsSettings
 	resolvers map[string]*resolver
 	roots     map[string]*x509.CertPool
+	// well are the hosts that passed the checks of the previous pool's
+	// targets, while this one is built.
+	well func() map[string]bool
 }
 
 func newParts(previous *Pool) *parts {
@@ -21,6 +25,7 @@ func newParts(previous *Pool) *parts {
 	if previous != nil {
 		p.before = previous.parts
 	}
+	p.well = sync.OnceValue(previous.wellHosts)
 	return p
 }
 
