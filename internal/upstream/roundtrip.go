@@ -388,13 +388,17 @@ func (e *trip) forward(resp *http.Response) error {
 			return &clientError{err}
 		}
 	}
-	buf := copyBuffers.Get().(*[]byte)
-	defer copyBuffers.Put(buf)
+	var buf patient
+	defer buf.free()
+	if !streaming {
+		buf.large = copyBuffers.Get().(*[]byte)
+	}
 	for {
-		n, err := resp.Body.Read(*buf)
+		b := buf.next()
+		n, err := resp.Body.Read(b)
 		if n > 0 {
 			e.touch()
-			if _, err := e.x.Write((*buf)[:n]); err != nil {
+			if _, err := e.x.Write(b[:n]); err != nil {
 				return &clientError{err}
 			}
 			if streaming {
@@ -404,6 +408,9 @@ func (e *trip) forward(resp *http.Response) error {
 			}
 			e.result.ResponseBytes += int64(n)
 			e.touch()
+			if streaming {
+				buf.took(n)
+			}
 		}
 		if err == io.EOF {
 			break

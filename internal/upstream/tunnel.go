@@ -96,16 +96,18 @@ func (e *trip) pipe(client, up io.ReadWriteCloser) error {
 
 // copyHalf copies one direction and passes its end on.
 func (e *trip) copyHalf(dst io.WriteCloser, src io.Reader, n *atomic.Int64) error {
-	buf := copyBuffers.Get().(*[]byte)
-	defer copyBuffers.Put(buf)
+	var buf patient
+	defer buf.free()
 	for {
-		got, err := src.Read(*buf)
+		b := buf.next()
+		got, err := src.Read(b)
 		if got > 0 {
 			e.touch()
-			if _, err := dst.Write((*buf)[:got]); err != nil {
+			if _, err := dst.Write(b[:got]); err != nil {
 				return err
 			}
 			n.Add(int64(got))
+			buf.took(got)
 		}
 		if err == io.EOF {
 			cw, ok := dst.(interface{ CloseWrite() error })
