@@ -3,20 +3,16 @@ package server
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
 	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"postern/internal/config"
 	"postern/internal/proxy"
-	"postern/internal/telemetry"
 )
 
 // doors are all listeners of a server. A socket stays bound over changes; what
@@ -28,17 +24,11 @@ type doors struct {
 	plain   *door // http_redirect_addr
 	udp     udpDoors
 	others  []*innerDoor
+	opened  bool // others and control were
 	names   map[string]string
 	control *control
 	failed  chan error
 	given   given // sockets that were open before this process
-}
-
-// innerDoor is a listener for operators: health or metrics.
-type innerDoor struct {
-	name, addr string
-	ln         net.Listener
-	http       *http.Server
 }
 
 // door is one bound address and the proxy.Server that takes its connections.
@@ -178,6 +168,15 @@ func (d *doors) prepare(s *Server, g *generation) (commit func(), err error) {
 				commitUDP(d.main.server)
 			}
 		})
+	}
+	if d.opened && s.successor.Load() == nil {
+		commitInner, undoInner, err := d.planInner(s, g.cfg)
+		if err != nil {
+			undoInner()
+			undo()
+			return nil, err
+		}
+		steps = append(steps, commitInner)
 	}
 	return func() {
 		d.mu.Lock()
@@ -319,80 +318,6 @@ func (d *door) give(c net.Conn) bool {
 func (d *door) retire() {
 	d.stopAccepting()
 	d.server.Retire(context.Background()) // streams that are allowed may stay
-}
-
-// internal binds health, metrics and control: once, for the process.
-func (d *doors) internal(s *Server, cfg *config.Config) error {
-	serve := func(name, key, addr string, h http.Handler, secure *tls.Config) error {
-		ln, err := d.listen(name, key, addr)
-		if err != nil {
-			return err
-		}
-		srv := telemetry.NewInternalServer(h, s.log)
-		d.mu.Lock()
-		d.others = append(d.others, &innerDoor{name, addr, ln, srv})
-		d.names[name] = ln.Addr().String()
-		d.mu.Unlock()
-		if secure != nil {
-			ln = tls.NewListener(ln, secure)
-		}
-		go srv.Serve(ln)
-		return nil
-	}
-	if err := serve("health", "health_check_addr", cfg.Telemetry.HealthCheckAddr, s.health.Handler(), nil); err != nil {
-		return err
-	}
-	if addr := cfg.Telemetry.MetricsAddress; addr != "" {
-		auth, err := telemetry.ParseBasicAuth(cfg.Telemetry.MetricsBasicAuth)
-		if err != nil {
-			return err
-		}
-		secure, err := metricsTLS(&cfg.Telemetry)
-		if err != nil {
-			return err
-		}
-		if err := serve("metrics", "metrics_address", addr, s.metrics.Handler(auth), secure); err != nil {
-			return err
-		}
-	}
-	if path := ControlPath(cfg); path != "" {
-		c, err := startControl(s, path, s.heir.replaces(path))
-		if err != nil {
-			// Without a data directory of its own a second postern of the same
-			// user must still start: the socket is a convenience there.
-			if cfg.Control.ControlAddress == "" && cfg.Store.DataDir == "" {
-				s.log.Warn("the control socket is off", "error", err)
-				return nil
-			}
-			return err
-		}
-		d.control = c
-		d.names["control"] = path
-	}
-	return nil
-}
-
-// metricsTLS are the settings of the metrics listener; nil is HTTP without TLS.
-func metricsTLS(c *telemetry.Config) (*tls.Config, error) {
-	if len(c.MetricsCertificate) == 0 {
-		if len(c.MetricsClientCA) > 0 {
-			return nil, errors.New("metrics_client_ca needs TLS: set metrics_certificate and metrics_certificate_key too")
-		}
-		return nil, nil
-	}
-	pair, err := tls.X509KeyPair(c.MetricsCertificate, c.MetricsCertificateKey)
-	if err != nil {
-		return nil, fmt.Errorf("metrics_certificate: %w; give a PEM certificate and its key", err)
-	}
-	t := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair}, NextProtos: []string{"http/1.1"}}
-	if len(c.MetricsClientCA) > 0 {
-		t.ClientCAs = x509.NewCertPool()
-		if !t.ClientCAs.AppendCertsFromPEM(c.MetricsClientCA) {
-			return nil, errors.New("metrics_client_ca holds no certificate: give PEM CA certificates")
-		}
-		t.ClientAuth = tls.RequireAndVerifyClientCert
-	}
-	return t, nil
 }
 
 func (d *doors) wait(ctx context.Context, upgraded <-chan struct{}) error {
