@@ -90,6 +90,25 @@ func TestRouteOverridesIdentitySettings(t *testing.T) {
 	}
 }
 
+func TestAddressesWithoutPort(t *testing.T) {
+	for text, want := range map[string]string{
+		"":                        ":443 ",
+		"address: 127.0.0.1":      "127.0.0.1:443 ",
+		"address: localhost":      "localhost:443 ",
+		"address: '::1'":          "[::1]:443 ",
+		"address: '[::1]'":        "[::1]:443 ",
+		"address: '127.0.0.1:'":   "127.0.0.1:443 ",
+		"address: 127.0.0.1:8443": "127.0.0.1:8443 ",
+		"address: 127.0.0.1\ninsecure_server: true": "127.0.0.1:80 ",
+		"http_redirect_addr: 127.0.0.1":             ":443 127.0.0.1:80",
+	} {
+		cfg := mustLoad(t, text+"\n"+app)
+		if got := cfg.Proxy.Address + " " + cfg.Proxy.HTTPRedirectAddr; got != want {
+			t.Errorf("%q: %q, want %q", text, got, want)
+		}
+	}
+}
+
 func TestNormalForms(t *testing.T) {
 	cfg := mustLoad(t, "http_redirect_addr: \"':80'\"\ntls_derive: Upper.Example.COM\ncookie_domain: .Example.com\nidentity_providers: {Upper: {issuer: 'https://x', audiences: [x]}}\nbearer_token_format: jwt\n"+
 		inRoute("identity_providers: [UPPER]"))
@@ -106,12 +125,12 @@ func TestNormalForms(t *testing.T) {
 }
 
 func TestKeysWithoutEffectAreToldOnce(t *testing.T) {
-	cfg, problems := loadText("autocert: true\nautocert_email: x\nlog_level: info\nenvoy_admin_access_log_path: /dev/null\ncodec_type: http3\n" +
+	cfg, problems := loadText("installation_id: x\nlog_level: info\nenvoy_admin_access_log_path: /dev/null\ncodec_type: http3\n" +
 		inRoute("mcp: {server: {path: /x}}\nload_balancing_policy: RANDOM") + "  - {from: 'https://b', to: 'http://b', mcp: {client: {}}}\n")
 	if cfg == nil || len(problems) != 1 {
 		t.Fatalf("%s", show(problems))
 	}
-	want := "autocert, autocert_email, codec_type: http3, routes[].load_balancing_policy, routes[].mcp"
+	want := "installation_id, routes[].mcp"
 	if p := problems[0]; p.Kind != KindAccepted || p.Level != LevelWarning || !strings.HasSuffix(p.Message, ": "+want) {
 		t.Errorf("%s", p)
 	}
