@@ -19,7 +19,6 @@ func (p *Program) AgentOverHTTP3(certificates ...tls.Certificate) *Agent {
 		Dial: func(ctx context.Context, _ string, c *tls.Config, q *quic.Config) (*quic.Conn, error) {
 			return quic.DialAddr(ctx, p.Main, c, q)
 		}}
-	p.idle = append(p.idle, func() { tr.Close() })
 	p.t.Cleanup(func() { tr.Close() })
 	jar, _ := cookiejar.New(nil)
 	a.Client = &http.Client{Transport: tr, Jar: jar, Timeout: limit,
