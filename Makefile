@@ -5,7 +5,7 @@ PKGS    := ./cmd/... ./internal/... ./test/house/... ./test/keys/... ./test/docs
 RACE    := ./internal/record/... ./internal/store/... ./internal/authz/... ./internal/authn/... ./internal/proxy/... ./internal/upstream/... ./internal/server/...
 FUZZTIME ?= 60s
 
-.PHONY: check test test-extended soak broken bench fuzz deps system cover clean
+.PHONY: check test test-extended scratch scratch-full soak broken bench fuzz deps system cover clean
 
 ## check: the quick inner loop (format, vet, staticcheck, floors, unit tests)
 check: $(BIN)/staticcheck
@@ -14,6 +14,15 @@ check: $(BIN)/staticcheck
 	$(BIN)/staticcheck ./...
 	$(GO) test -count=1 ./test/house ./test/broken
 	$(GO) test $(PKGS)
+
+$(BIN)/scratch: $(wildcard test/tools/scratch/*)
+	@mkdir -p $(BIN)
+	cd test/tools/scratch && $(GO) build -o $(BIN)/scratch .
+
+# The program under test of scratch: always built anew.
+.PHONY: $(BIN)/postern
+$(BIN)/postern:
+	$(GO) build -o $@ ./cmd/postern
 
 $(BIN)/staticcheck: test/tools/lint/go.mod
 	@mkdir -p $(BIN)
@@ -27,8 +36,19 @@ deps:
 test: deps check
 	$(GO) test -race $(RACE)
 	$(GO) test -count=1 -timeout 15m ./test/system/... ./test/conformance/...
+	$(MAKE) scratch
 	cd test/browser && $(GO) test -count=1 ./...
 	$(GO) run ./test/broken
+
+## scratch: changes under open streams, and what stays after many connections; a few seconds of each
+scratch: $(BIN)/scratch $(BIN)/postern
+	$(BIN)/scratch reload -program $(BIN)/postern -websockets 200 -grpc 30 -reloads 80 -pause 20ms -rate 400
+	$(BIN)/scratch flat -program $(BIN)/postern -requests 20000 -connections 2000
+
+## scratch-full: the same at full size (half an hour; 20,000 open files)
+scratch-full: $(BIN)/scratch $(BIN)/postern
+	ulimit -n 20000 && $(BIN)/scratch reload -program $(BIN)/postern
+	$(BIN)/scratch flat -program $(BIN)/postern
 
 ## test-extended: parts that build or run for minutes
 test-extended: test
@@ -40,6 +60,7 @@ test-extended: test
 soak: fuzz
 	POSTERN_TEST_KILLS=300 $(GO) test -count=1 -timeout 30m -run TestKilledAtAnyMoment ./internal/store/file
 	$(GO) test -count=1 -tags soak -timeout 60m ./internal/... ./test/system/...
+	$(MAKE) scratch-full
 
 fuzz:
 	@set -e; for dir in $$($(GO) list -f '{{.Dir}}' ./internal/...); do \
