@@ -39,7 +39,7 @@ type Breakers struct {
 type RouteConfig struct {
 	_ struct{} `section:"3.2"`
 
-	To []Endpoint `key:"to" form:"endpoints" status:"acts" doc:"One URL or a list; http, https, h2c, tcp, udp, ssh, unix and https+unix. A weight may follow a comma: all endpoints or none carry one."`
+	To []Endpoint `key:"to" form:"endpoints" status:"acts" doc:"One URL or a list; http, https, h2c, h3 (HTTP/3, an addition of ours), tcp, udp, ssh, unix and https+unix. A weight may follow a comma: all endpoints or none carry one."`
 
 	_ struct{} `section:"3.7"`
 
@@ -59,9 +59,9 @@ type RouteConfig struct {
 	_ struct{} `section:"3.8"`
 
 	LoadBalancingPolicy   string        `key:"load_balancing_policy" aliases:"lb_policy" enum:"ROUND_ROBIN|MAGLEV|RANDOM|RING_HASH|LEAST_REQUEST" default:"ROUND_ROBIN" status:"acts" doc:"How an endpoint is chosen. RING_HASH and MAGLEV keep a session, else a client address, with one endpoint."`
-	HealthChecks          []HealthCheck `key:"health_checks" status:"accepted" doc:"Active health checks of the endpoints, in the JSON form of protobuf (durations such as 5s)."`
+	HealthChecks          []HealthCheck `key:"health_checks" status:"acts" doc:"Active health checks of the endpoints, in the JSON form of protobuf (durations such as 5s)."`
 	HealthyPanicThreshold *int32        `key:"healthy_panic_threshold" strict:"true" status:"acts" doc:"Percentage of healthy endpoints below which all of them are used; 50 if unset, 0 for never."`
-	OutlierDetection      *Outlier      `key:"outlier_detection" status:"accepted" doc:"Ejects endpoints whose answers fail; in the JSON form of protobuf."`
+	OutlierDetection      *Outlier      `key:"outlier_detection" status:"acts" doc:"Ejects endpoints whose answers fail; in the JSON form of protobuf."`
 	CircuitBreakers       *Breakers     `key:"circuit_breaker_thresholds" status:"acts" doc:"Limits of connections and requests; overrides the global limits field by field."`
 }
 
@@ -82,94 +82,94 @@ func (e Endpoint) String() string {
 
 // HealthCheck is one active health check (configuration.md §3.8).
 type HealthCheck struct {
-	Timeout                      *time.Duration   `key:"timeout" form:"pbduration" status:"accepted" doc:"Time for one check; required."`
-	Interval                     *time.Duration   `key:"interval" form:"pbduration" status:"accepted" doc:"Time between checks; required."`
-	HealthyThreshold             *uint32          `key:"healthy_threshold" status:"accepted" doc:"Good checks before an endpoint is healthy; required."`
-	UnhealthyThreshold           *uint32          `key:"unhealthy_threshold" status:"accepted" doc:"Bad checks before an endpoint is unhealthy; required."`
-	InitialJitter                *time.Duration   `key:"initial_jitter" form:"pbduration" status:"accepted" doc:"Random delay before the first check."`
-	IntervalJitter               *time.Duration   `key:"interval_jitter" form:"pbduration" status:"accepted" doc:"Random delay added to the interval."`
-	IntervalJitterPercent        uint32           `key:"interval_jitter_percent" status:"accepted" doc:"Random delay added to the interval, in percent of it."`
-	ReuseConnection              *bool            `key:"reuse_connection" status:"accepted" doc:"Keep the connection between checks; true if unset."`
-	NoTrafficInterval            *time.Duration   `key:"no_traffic_interval" form:"pbduration" status:"accepted" doc:"Interval while the endpoint never had traffic; 60s if unset."`
-	NoTrafficHealthyInterval     *time.Duration   `key:"no_traffic_healthy_interval" form:"pbduration" status:"accepted" doc:"As no_traffic_interval, once healthy."`
-	UnhealthyInterval            *time.Duration   `key:"unhealthy_interval" form:"pbduration" status:"accepted" doc:"Interval while unhealthy."`
-	UnhealthyEdgeInterval        *time.Duration   `key:"unhealthy_edge_interval" form:"pbduration" status:"accepted" doc:"Interval right after becoming unhealthy."`
-	HealthyEdgeInterval          *time.Duration   `key:"healthy_edge_interval" form:"pbduration" status:"accepted" doc:"Interval right after becoming healthy."`
-	AlwaysLogHealthCheckFailures bool             `key:"always_log_health_check_failures" status:"accepted" doc:"Log every failed check."`
-	AlwaysLogHealthCheckSuccess  bool             `key:"always_log_health_check_success" status:"accepted" doc:"Log every good check."`
-	TransportSocketMatchCriteria map[string]any   `key:"transport_socket_match_criteria" status:"accepted" doc:"Understood and ignored."`
-	AltPort                      *uint32          `key:"alt_port" status:"accepted" doc:"Port to check instead of the endpoint's."`
-	HTTPHealthCheck              *HTTPHealthCheck `key:"http_health_check" status:"accepted" doc:"Check by an HTTP request."`
-	TCPHealthCheck               *TCPHealthCheck  `key:"tcp_health_check" status:"accepted" doc:"Check by a TCP connection."`
-	GRPCHealthCheck              *GRPCHealthCheck `key:"grpc_health_check" status:"accepted" doc:"Check by the gRPC health service."`
+	Timeout                      *time.Duration   `key:"timeout" form:"pbduration" status:"acts" doc:"Time for one check; required."`
+	Interval                     *time.Duration   `key:"interval" form:"pbduration" status:"acts" doc:"Time between checks; required."`
+	HealthyThreshold             *uint32          `key:"healthy_threshold" status:"acts" doc:"Good checks in a row before an unhealthy endpoint is healthy again; required. The first success of a new one counts at once."`
+	UnhealthyThreshold           *uint32          `key:"unhealthy_threshold" status:"acts" doc:"Bad checks in a row before an endpoint is unhealthy; required. An unexpected HTTP status counts at once."`
+	InitialJitter                *time.Duration   `key:"initial_jitter" form:"pbduration" status:"acts" doc:"Random delay, up to this, before the first check."`
+	IntervalJitter               *time.Duration   `key:"interval_jitter" form:"pbduration" status:"acts" doc:"Random delay, up to this, added to each interval."`
+	IntervalJitterPercent        uint32           `key:"interval_jitter_percent" status:"acts" doc:"Random delay, up to this percentage of the interval, added to it."`
+	ReuseConnection              *bool            `key:"reuse_connection" status:"acts" doc:"Keep the connection between checks; true if unset."`
+	NoTrafficInterval            *time.Duration   `key:"no_traffic_interval" form:"pbduration" status:"acts" doc:"Interval while the route never had a request; beats the others. 60s if unset."`
+	NoTrafficHealthyInterval     *time.Duration   `key:"no_traffic_healthy_interval" form:"pbduration" status:"acts" doc:"As no_traffic_interval, of endpoints that are healthy; that if unset."`
+	UnhealthyInterval            *time.Duration   `key:"unhealthy_interval" form:"pbduration" status:"acts" doc:"Interval while unhealthy; interval if unset."`
+	UnhealthyEdgeInterval        *time.Duration   `key:"unhealthy_edge_interval" form:"pbduration" status:"acts" doc:"Time to the first check after becoming unhealthy; unhealthy_interval if unset."`
+	HealthyEdgeInterval          *time.Duration   `key:"healthy_edge_interval" form:"pbduration" status:"acts" doc:"Time to the first check after becoming healthy; interval if unset."`
+	AlwaysLogHealthCheckFailures bool             `key:"always_log_health_check_failures" status:"acts" doc:"Log every failed check, not only changes."`
+	AlwaysLogHealthCheckSuccess  bool             `key:"always_log_health_check_success" status:"acts" doc:"Log every good check, not only changes."`
+	TransportSocketMatchCriteria map[string]any   `key:"transport_socket_match_criteria" status:"ignored" doc:"Understood and ignored: a route has one set of TLS settings, and nothing to choose from."`
+	AltPort                      *uint32          `key:"alt_port" status:"acts" doc:"Port to check instead of the endpoint's."`
+	HTTPHealthCheck              *HTTPHealthCheck `key:"http_health_check" status:"acts" doc:"Check by an HTTP request."`
+	TCPHealthCheck               *TCPHealthCheck  `key:"tcp_health_check" status:"acts" doc:"Check by a TCP connection."`
+	GRPCHealthCheck              *GRPCHealthCheck `key:"grpc_health_check" status:"acts" doc:"Check by the gRPC health service."`
 }
 
 // HTTPHealthCheck checks by an HTTP request.
 type HTTPHealthCheck struct {
-	Host                   string         `key:"host" status:"accepted" doc:"Host of the request."`
-	Path                   string         `key:"path" status:"accepted" doc:"Path of the request; required."`
-	Send                   *Payload       `key:"send" status:"accepted" doc:"Body of the request."`
-	Receive                []Payload      `key:"receive" status:"accepted" doc:"Parts the answer must hold."`
-	ResponseBufferSize     *uint64        `key:"response_buffer_size" status:"accepted" doc:"Bytes of the answer that are looked at; 1024 if unset."`
-	RequestHeadersToRemove []string       `key:"request_headers_to_remove" status:"accepted" doc:"Headers left out of the request."`
-	RequestHeadersToAdd    []any          `key:"request_headers_to_add" status:"accepted" doc:"Headers added to the request."`
-	Method                 string         `key:"method" status:"accepted" doc:"Method of the request."`
-	ExpectedStatuses       []StatusRange  `key:"expected_statuses" status:"accepted" doc:"Half-open ranges of good statuses; 200 if unset."`
-	RetriableStatuses      []StatusRange  `key:"retriable_statuses" status:"accepted" doc:"Half-open ranges of statuses that count against the threshold instead of failing at once."`
-	CodecClientType        string         `key:"codec_client_type" enum:"HTTP1|HTTP2|HTTP3" status:"accepted" doc:"HTTP version of the request."`
-	ServiceNameMatcher     map[string]any `key:"service_name_matcher" status:"accepted" doc:"Understood and ignored."`
+	Host                   string         `key:"host" status:"acts" doc:"Host of the request; the name of the route's cluster, as the access log gives it, if unset."`
+	Path                   string         `key:"path" status:"acts" doc:"Path of the request, with its query; required."`
+	Send                   *Payload       `key:"send" status:"acts" doc:"Body of the request."`
+	Receive                []Payload      `key:"receive" status:"acts" doc:"Parts the answer must hold."`
+	ResponseBufferSize     *uint64        `key:"response_buffer_size" status:"acts" doc:"Bytes of the answer in which receive is looked for; 1024 if unset, 0 is no limit."`
+	RequestHeadersToRemove []string       `key:"request_headers_to_remove" status:"acts" doc:"Headers left out of the request."`
+	RequestHeadersToAdd    []any          `key:"request_headers_to_add" status:"acts" doc:"Headers added to the request: a list of header {key, value} and append_action. Values are sent as written."`
+	Method                 string         `key:"method" status:"acts" doc:"Method of the request; GET if unset. With send: POST, PUT, PATCH or OPTIONS."`
+	ExpectedStatuses       []StatusRange  `key:"expected_statuses" status:"acts" doc:"Half-open ranges of good statuses; 200 if unset."`
+	RetriableStatuses      []StatusRange  `key:"retriable_statuses" status:"acts" doc:"Half-open ranges of statuses that count against the threshold instead of failing at once."`
+	CodecClientType        string         `key:"codec_client_type" enum:"HTTP1|HTTP2|HTTP3" status:"acts" doc:"HTTP version of the request. Unset: HTTP1, but HTTP2 for h2c and HTTP3 for h3 endpoints."`
+	ServiceNameMatcher     map[string]any `key:"service_name_matcher" status:"ignored" doc:"Understood and ignored: it matches a header by which another proxy names its own upstream."`
 }
 
 // StatusRange is a half-open range of HTTP statuses.
 type StatusRange struct {
-	Start int64 `key:"start" status:"accepted" doc:"First status of the range."`
-	End   int64 `key:"end" status:"accepted" doc:"First status behind the range."`
+	Start int64 `key:"start" status:"acts" doc:"First status of the range."`
+	End   int64 `key:"end" status:"acts" doc:"First status behind the range."`
 }
 
 // TCPHealthCheck checks by connecting, sending and expecting bytes.
 type TCPHealthCheck struct {
-	Send    *Payload  `key:"send" status:"accepted" doc:"Bytes to send; none: connect only."`
-	Receive []Payload `key:"receive" status:"accepted" doc:"Bytes expected."`
+	Send    *Payload  `key:"send" status:"acts" doc:"Bytes to send; none: connect only."`
+	Receive []Payload `key:"receive" status:"acts" doc:"Bytes expected."`
 }
 
 // Payload is a sequence of bytes, written in hexadecimal or base64.
 type Payload struct {
-	Text   string `key:"text" status:"accepted" doc:"The bytes in hexadecimal."`
-	Binary string `key:"binary" status:"accepted" doc:"The bytes in base64."`
+	Text   string `key:"text" status:"acts" doc:"The bytes in hexadecimal."`
+	Binary string `key:"binary" status:"acts" doc:"The bytes in base64."`
 }
 
 // GRPCHealthCheck checks by grpc.health.v1.Health.
 type GRPCHealthCheck struct {
-	ServiceName     string `key:"service_name" status:"accepted" doc:"Service asked about."`
-	Authority       string `key:"authority" status:"accepted" doc:":authority of the request."`
-	InitialMetadata []any  `key:"initial_metadata" status:"accepted" doc:"Metadata added to the request."`
+	ServiceName     string `key:"service_name" status:"acts" doc:"Service asked about; the server as a whole if unset."`
+	Authority       string `key:"authority" status:"acts" doc:":authority of the request; the name of the route's cluster if unset."`
+	InitialMetadata []any  `key:"initial_metadata" status:"acts" doc:"Metadata added to the request: a list of header {key, value}."`
 }
 
 // Outlier ejects endpoints whose answers fail; nil fields are defaults
 // (configuration.md §3.8).
 type Outlier struct {
-	Consecutive5xx                         *uint32        `key:"consecutive_5xx" status:"accepted" doc:"Answers 5xx in a row before ejection; 5."`
-	Interval                               *time.Duration `key:"interval" form:"pbduration" status:"accepted" doc:"Time between sweeps; 10s."`
-	BaseEjectionTime                       *time.Duration `key:"base_ejection_time" form:"pbduration" status:"accepted" doc:"Time of a first ejection; 30s."`
-	MaxEjectionTime                        *time.Duration `key:"max_ejection_time" form:"pbduration" status:"accepted" doc:"Longest ejection; 300s."`
-	MaxEjectionTimeJitter                  *time.Duration `key:"max_ejection_time_jitter" form:"pbduration" status:"accepted" doc:"Random time added to an ejection; 0s."`
-	MaxEjectionPercent                     *uint32        `key:"max_ejection_percent" status:"accepted" doc:"Share of endpoints that may be ejected; 10."`
-	AlwaysEjectOneHost                     *bool          `key:"always_eject_one_host" status:"accepted" doc:"One endpoint may always be ejected; false."`
-	EnforcingConsecutive5xx                *uint32        `key:"enforcing_consecutive_5xx" status:"accepted" doc:"Percent of such ejections that are carried out; 100."`
-	ConsecutiveGatewayFailure              *uint32        `key:"consecutive_gateway_failure" status:"accepted" doc:"Gateway failures in a row before ejection; 5."`
-	EnforcingConsecutiveGatewayFailure     *uint32        `key:"enforcing_consecutive_gateway_failure" status:"accepted" doc:"Percent of such ejections that are carried out; 0."`
-	SplitExternalLocalOriginErrors         *bool          `key:"split_external_local_origin_errors" status:"accepted" doc:"Count errors of connecting apart from answers; false."`
-	ConsecutiveLocalOriginFailure          *uint32        `key:"consecutive_local_origin_failure" status:"accepted" doc:"Errors of connecting in a row before ejection; 5."`
-	EnforcingConsecutiveLocalOriginFailure *uint32        `key:"enforcing_consecutive_local_origin_failure" status:"accepted" doc:"Percent of such ejections that are carried out; 100."`
-	EnforcingLocalOriginSuccessRate        *uint32        `key:"enforcing_local_origin_success_rate" status:"accepted" doc:"Percent of such ejections that are carried out; 100."`
-	EnforcingSuccessRate                   *uint32        `key:"enforcing_success_rate" status:"accepted" doc:"Percent of such ejections that are carried out; 100."`
-	SuccessRateMinimumHosts                *uint32        `key:"success_rate_minimum_hosts" status:"accepted" doc:"Endpoints needed for judging by success rate; 5."`
-	SuccessRateRequestVolume               *uint32        `key:"success_rate_request_volume" status:"accepted" doc:"Requests needed for judging by success rate; 100."`
-	SuccessRateStdevFactor                 *uint32        `key:"success_rate_stdev_factor" status:"accepted" doc:"Standard deviations, in thousandths, below the mean; 1900."`
-	FailurePercentageThreshold             *uint32        `key:"failure_percentage_threshold" status:"accepted" doc:"Percent of failures before ejection; 85."`
-	EnforcingFailurePercentage             *uint32        `key:"enforcing_failure_percentage" status:"accepted" doc:"Percent of such ejections that are carried out; 0."`
-	EnforcingFailurePercentageLocalOrigin  *uint32        `key:"enforcing_failure_percentage_local_origin" status:"accepted" doc:"Percent of such ejections that are carried out; 0."`
-	FailurePercentageMinimumHosts          *uint32        `key:"failure_percentage_minimum_hosts" status:"accepted" doc:"Endpoints needed for judging by failure percentage; 5."`
-	FailurePercentageRequestVolume         *uint32        `key:"failure_percentage_request_volume" status:"accepted" doc:"Requests needed for judging by failure percentage; 50."`
-	SuccessfulActiveHealthCheckUnejectHost *bool          `key:"successful_active_health_check_uneject_host" status:"accepted" doc:"A good health check ends an ejection; true."`
+	Consecutive5xx                         *uint32        `key:"consecutive_5xx" status:"acts" doc:"Answers 5xx in a row before ejection; 5. Failures before an answer count as such, unless counted apart."`
+	Interval                               *time.Duration `key:"interval" form:"pbduration" status:"acts" doc:"Time between sweeps; 10s."`
+	BaseEjectionTime                       *time.Duration `key:"base_ejection_time" form:"pbduration" status:"acts" doc:"Time of a first ejection; 30s. Each further one is as much longer."`
+	MaxEjectionTime                        *time.Duration `key:"max_ejection_time" form:"pbduration" status:"acts" doc:"Longest ejection; 300s, or base_ejection_time if that is longer."`
+	MaxEjectionTimeJitter                  *time.Duration `key:"max_ejection_time_jitter" form:"pbduration" status:"acts" doc:"Random time, up to this, added to an ejection; 0s."`
+	MaxEjectionPercent                     *uint32        `key:"max_ejection_percent" status:"acts" doc:"Share of endpoints that may be ejected at a time, in percent; 10, so that nothing is ejected below ten endpoints."`
+	AlwaysEjectOneHost                     *bool          `key:"always_eject_one_host" status:"acts" doc:"One endpoint may be ejected whatever max_ejection_percent says; false."`
+	EnforcingConsecutive5xx                *uint32        `key:"enforcing_consecutive_5xx" status:"acts" doc:"Percent of such ejections that are carried out; 100."`
+	ConsecutiveGatewayFailure              *uint32        `key:"consecutive_gateway_failure" status:"acts" doc:"Answers 502, 503 and 504 in a row before ejection; 5. Failures before an answer count as such, unless counted apart."`
+	EnforcingConsecutiveGatewayFailure     *uint32        `key:"enforcing_consecutive_gateway_failure" status:"acts" doc:"Percent of such ejections that are carried out; 0."`
+	SplitExternalLocalOriginErrors         *bool          `key:"split_external_local_origin_errors" status:"acts" doc:"Count failures before an answer (connecting, timeouts) apart from answers; false."`
+	ConsecutiveLocalOriginFailure          *uint32        `key:"consecutive_local_origin_failure" status:"acts" doc:"Failures before an answer in a row before ejection, if they are counted apart; 5."`
+	EnforcingConsecutiveLocalOriginFailure *uint32        `key:"enforcing_consecutive_local_origin_failure" status:"acts" doc:"Percent of such ejections that are carried out; 100."`
+	EnforcingLocalOriginSuccessRate        *uint32        `key:"enforcing_local_origin_success_rate" status:"acts" doc:"Percent of such ejections that are carried out; 100."`
+	EnforcingSuccessRate                   *uint32        `key:"enforcing_success_rate" status:"acts" doc:"Percent of such ejections that are carried out; 100."`
+	SuccessRateMinimumHosts                *uint32        `key:"success_rate_minimum_hosts" status:"acts" doc:"Endpoints with enough requests that are needed for judging by success rate; 5."`
+	SuccessRateRequestVolume               *uint32        `key:"success_rate_request_volume" status:"acts" doc:"Requests in an interval that an endpoint needs for being judged by success rate; 100."`
+	SuccessRateStdevFactor                 *uint32        `key:"success_rate_stdev_factor" status:"acts" doc:"Standard deviations, in thousandths, that a success rate may lie below the mean; 1900."`
+	FailurePercentageThreshold             *uint32        `key:"failure_percentage_threshold" status:"acts" doc:"Percent of failures before ejection; 85."`
+	EnforcingFailurePercentage             *uint32        `key:"enforcing_failure_percentage" status:"acts" doc:"Percent of such ejections that are carried out; 0."`
+	EnforcingFailurePercentageLocalOrigin  *uint32        `key:"enforcing_failure_percentage_local_origin" status:"acts" doc:"Percent of such ejections that are carried out; 0."`
+	FailurePercentageMinimumHosts          *uint32        `key:"failure_percentage_minimum_hosts" status:"acts" doc:"Endpoints with enough requests that are needed for judging by failure percentage; 5."`
+	FailurePercentageRequestVolume         *uint32        `key:"failure_percentage_request_volume" status:"acts" doc:"Requests in an interval that an endpoint needs for being judged by failure percentage; 50."`
+	SuccessfulActiveHealthCheckUnejectHost *bool          `key:"successful_active_health_check_uneject_host" status:"acts" doc:"A good health check ends an ejection; true."`
 }
