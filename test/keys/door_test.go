@@ -101,12 +101,32 @@ access_log_fields: [ip]`, shows: func(w *world) error {
 		_, err = w.logged("http-request", "203.0.113.9")
 		return err
 	}},
+	{keys: "codec_type", config: `codec_type: http3 # shown`, shows: func(w *world) error {
+		page, err := w.AgentOverHTTP3().Request("GET", user)
+		if err != nil {
+			return err
+		}
+		return is(page.ProtoMajor, 3)
+	}},
 	{keys: "codec_type", config: `codec_type: http1 # shown`, shows: func(w *world) error {
 		page, err := w.Agent().Request("GET", user)
 		if err != nil {
 			return err
 		}
 		return is(page.Proto, "HTTP/1.1")
+	}},
+	{keys: "http3_advertise_port", config: `
+codec_type: http3
+http3_advertise_port: 8443 # shown`, shows: func(w *world) error {
+		return w.header("Alt-Svc", `h3=":8443"; ma=86400`, user)
+	}},
+	{keys: "engine", config: `
+# refused
+engine: fast # shown`, shows: func(w *world) error {
+		if w.refused == nil {
+			return errors.New("the program started with an engine that it does not have")
+		}
+		return holds(w.refused.Error(), "engine")
 	}},
 	{keys: "log_level", config: `log_level: debug # shown`, shows: func(w *world) error {
 		c, err := net.Dial("tcp", w.Main)
