@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-declare -A provides=([chromium]=chromium [nginx]=nginx [h2load]=nghttp2-client [wrk]=wrk [node]=nodejs [npm]=npm [curl]=curl [openssl]=openssl [dnsmasq]=dnsmasq-base)
+declare -A provides=([chromium]=chromium [nginx]=nginx [h2load]=nghttp2-client [wrk]=wrk [node]=nodejs [npm]=npm [curl]=curl [openssl]=openssl [systemd-analyze]=systemd [dnsmasq]=dnsmasq-base [named]=bind9 [nsupdate]=bind9-dnsutils)
 if [ "${1:-}" = extended ]; then
   provides+=([slowhttptest]=slowhttptest [testssl]=testssl.sh)
 fi

@@ -82,7 +82,8 @@ func TestEveryKeyIsSetByTheFixture(t *testing.T) {
 	// Inline variants of the files that the fixture names, and what excludes
 	// something it sets.
 	elsewhere := map[string]bool{
-		"certificate": true, "certificate_key": true, "certificate_authority": true, "autocert_trusted_ca": true, "ech_keys": true,
+		"certificate": true, "certificate_key": true, "certificate_authority": true, "autocert_trusted_ca": true,
+		"autocert_dns_tsig_secret_file": true, "autocert_dns_webhook_secret_file": true, "ech_keys": true,
 		"shared_secret": true, "shared_secret_previous_file": true, "signing_key": true, "cookie_secret": true,
 		"cookie_domain": true, "idp_client_secret": true, "databroker_storage_connection_string_file": true,
 		"metrics_certificate": true, "metrics_certificate_key": true, "metrics_client_ca": true,

@@ -42,11 +42,13 @@ func startBind(t *testing.T) *nameServer {
 	n := &nameServer{addr: "127.0.0.1:" + port, dir: dir, keyFile: filepath.Join(dir, "acme.key"), secret: base64.StdEncoding.EncodeToString([]byte("a key for this test, 32 bytes ok."))}
 	for name, text := range map[string]string{
 		"acme.key": fmt.Sprintf("key \"acme\" {\n\talgorithm hmac-sha256;\n\tsecret \"%s\";\n};\n", n.secret),
+		"512.key":  fmt.Sprintf("key \"acme512\" {\n\talgorithm hmac-sha512;\n\tsecret \"%s\";\n};\n", n.secret),
+		"secret":   n.secret + "\n",
 		"zone":     "$TTL 60\n@ SOA ns.zt.test. admin.zt.test. 1 60 60 60 60\n@ NS ns\nns A 127.0.0.1\n* A 127.0.0.1\n",
-		"named.conf": fmt.Sprintf(`include "%[1]s/acme.key";
+		"named.conf": fmt.Sprintf(`include "%[1]s/acme.key"; include "%[1]s/512.key";
 options { directory "%[1]s"; listen-on port %[2]s { 127.0.0.1; }; listen-on-v6 { none; }; recursion no; pid-file "%[1]s/pid"; session-keyfile "%[1]s/session.key"; dnssec-validation no; };
 controls { };
-zone "zt.test" { type master; file "%[1]s/zone"; allow-update { key acme; }; };
+zone "zt.test" { type master; file "%[1]s/zone"; allow-update { key acme; key acme512; }; };
 `, dir, port),
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
@@ -96,7 +98,7 @@ func TestDNS(t *testing.T) {
 			return "autocert_dns_provider: rfc2136\nautocert_dns_server: " + n.addr + "\nautocert_dns_tsig_key: acme\nautocert_dns_tsig_secret: " + n.secret
 		},
 		"rfc2136 without looking": func(t *testing.T, n *nameServer) string {
-			return "autocert_dns_provider: rfc2136\nautocert_dns_server: " + n.addr + "\nautocert_dns_zone: zt.test\nautocert_dns_tsig_key: acme\nautocert_dns_tsig_secret: " + n.secret +
+			return "autocert_dns_provider: rfc2136\nautocert_dns_server: " + n.addr + "\nautocert_dns_zone: zt.test\nautocert_dns_tsig_key: acme512\nautocert_dns_tsig_algorithm: hmac-sha512\nautocert_dns_tsig_secret_file: " + filepath.Join(n.dir, "secret") +
 				"\nautocert_dns_propagation_timeout: 0s"
 		},
 		"exec": func(t *testing.T, n *nameServer) string {
@@ -104,7 +106,7 @@ func TestDNS(t *testing.T) {
 		},
 		"webhook": func(t *testing.T, n *nameServer) string {
 			hook := n.webhook(t)
-			secret := filepath.Join(n.dir, "secret")
+			secret := filepath.Join(n.dir, "token")
 			if err := os.WriteFile(secret, []byte("hunter2\n"), 0o600); err != nil {
 				t.Fatal(err)
 			}

@@ -67,7 +67,7 @@ func Prepare(w Wanted) (*Plan, error) {
 		return p, nil
 	}
 	p.directory = cmp.Or(c.AutocertCA, map[bool]string{true: certmagic.LetsEncryptStagingCA, false: certmagic.LetsEncryptProductionCA}[c.AutocertUseStaging])
-	if u, err := url.Parse(p.directory); err != nil || u.Scheme != "https" || u.Host == "" {
+	if u, err := url.Parse(p.directory); err != nil || u.Host == "" || u.Scheme != "https" && !(u.Scheme == "http" && certmagic.SubjectIsInternal(u.Host)) {
 		return nil, fmt.Errorf("autocert_ca: %q is not an https URL; give the directory URL of the ACME server", p.directory)
 	}
 	if len(c.AutocertTrustedCA) > 0 {
@@ -181,7 +181,7 @@ func (p *Plan) cannot(name string) string {
 	if len(bare) > 253 || !hostName(bare) {
 		return "it is not a host name that a certificate can hold"
 	}
-	if p.publicCA() && !certmagic.SubjectQualifiesForPublicCert(name) || p.publicCA() && !strings.Contains(bare, ".") {
+	if p.publicCA() && (!certmagic.SubjectQualifiesForPublicCert(name) || reserved(bare)) {
 		return "no public certificate authority vouches for such a name: set certificates, or autocert_ca to one of your own"
 	}
 	return ""
@@ -199,6 +199,13 @@ func hostName(s string) bool {
 		}
 	}
 	return true
+}
+
+// reserved names exist in no public DNS (RFC 6761, RFC 7686), nor do those of
+// one label.
+func reserved(name string) bool {
+	last := strings.LastIndexByte(name, '.')
+	return last < 0 || slices.Contains([]string{"test", "example", "invalid", "onion", "localhost", "local", "internal", "alt"}, name[last+1:])
 }
 
 // publicCAs vouch for public names only.

@@ -23,7 +23,7 @@ func prepared(t *testing.T, w Wanted) *Plan {
 
 func TestWhichHosts(t *testing.T) {
 	hosts := []string{"App.Example.com", "app.example.com", "manual.example.com", "*.example.com", "a-*.example.com", "localhost", "x.localhost",
-		"10.0.0.1", "[::1]", "box.internal", "intranet", "printer.local", "sub_domain.example.com", strings.Repeat("a", 64) + ".example.com"}
+		"10.0.0.1", "[::1]", "box.internal", "intranet", "a.test", "printer.local", "sub_domain.example.com", strings.Repeat("a", 64) + ".example.com"}
 	names := func(c certs.Config) (out []string) {
 		w := Wanted{Config: c, Hosts: hosts, Configured: func(n string) bool { return n == "manual.example.com" }}
 		p := prepared(t, w)
@@ -43,7 +43,7 @@ func TestWhichHosts(t *testing.T) {
 	if got := names(certs.Config{AutocertUseStaging: true, AutocertDNSProvider: "exec", AutocertDNSCommand: "/x"}); !slices.Contains(got, "*.example.com") || slices.Contains(got, "a-*.example.com") {
 		t.Errorf("%q", got)
 	}
-	if got := names(certs.Config{AutocertCA: "https://ca.corp.example/dir"}); !slices.Contains(got, "box.internal") || !slices.Contains(got, "intranet") || slices.Contains(got, "x.localhost") {
+	if got := names(certs.Config{AutocertCA: "https://ca.corp.example/dir"}); !slices.Contains(got, "box.internal") || !slices.Contains(got, "intranet") || !slices.Contains(got, "a.test") || slices.Contains(got, "x.localhost") {
 		t.Errorf("%q", got)
 	}
 }
@@ -69,7 +69,7 @@ func TestDirectoryAndChallenges(t *testing.T) {
 
 func TestRefusedSettings(t *testing.T) {
 	for want, w := range map[string]Wanted{
-		"autocert_ca":               {Config: certs.Config{AutocertCA: "http://ca/dir"}},
+		"autocert_ca":               {Config: certs.Config{AutocertCA: "http://ca.example.com/dir"}},
 		"no bucket":                 {Config: certs.Config{AutocertDir: "s3://host"}},
 		"the scheme":                {Config: certs.Config{AutocertDir: "ftp://host/x"}},
 		"set http_redirect_addr":    {Config: certs.Config{AutocertChallenges: []string{"http-01"}}},
