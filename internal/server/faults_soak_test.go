@@ -1,0 +1,7 @@
+//go:build soak
+
+package server_test
+
+import "time"
+
+const faultsFor = 2 * time.Minute
