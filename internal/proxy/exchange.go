@@ -134,7 +134,10 @@ func (x *response) Begin(status int, h exchange.HeaderSeq, size int64) error {
 				continue
 			}
 			typed = typed || strings.EqualFold(name, "Content-Type")
-			header[http.CanonicalHeaderKey(name)] = append(header[http.CanonicalHeaderKey(name)], value)
+			if x.r.ProtoMajor != 1 || readByServer(name) {
+				name = http.CanonicalHeaderKey(name)
+			}
+			header[name] = append(header[name], value)
 		}
 	}
 	if !typed && header["Content-Type"] == nil {
@@ -150,6 +153,25 @@ func (x *response) Begin(status int, h exchange.HeaderSeq, size int64) error {
 	}
 	x.w.WriteHeader(status)
 	return nil
+}
+
+// readByServer reports whether net/http looks for a response field, by its
+// canonical spelling. All others go out over HTTP/1.1 in the spelling that
+// they have (configuration.md §3.2).
+func readByServer(name string) bool {
+	switch len(name) {
+	case 4:
+		return strings.EqualFold(name, "Date")
+	case 7:
+		return strings.EqualFold(name, "Trailer")
+	case 12:
+		return strings.EqualFold(name, "Content-Type")
+	case 14:
+		return strings.EqualFold(name, "Content-Length")
+	case 16:
+		return strings.EqualFold(name, "Content-Encoding")
+	}
+	return false
 }
 
 // connectionField reports whether a response field belongs to the connection

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -175,5 +176,44 @@ func TestHeaderCaseOfRequestsIsKept(t *testing.T) {
 		if !strings.Contains(head, line) {
 			t.Errorf("%q is not in\n%s", line, head)
 		}
+	}
+}
+
+// spelling is a hook that answers with fields of its own.
+type spelling struct{ fields []exchange.Field }
+
+func (s spelling) BeforeDecide(_ context.Context, _ *authz.Request, b exchange.BodySource) (exchange.BodySource, error) {
+	return b, nil
+}
+
+func (s spelling) OnResponse(_ context.Context, _ *authz.Request, status int, h []exchange.Field) (int, []exchange.Field) {
+	return status, append(h, s.fields...)
+}
+
+// And so do those of responses, but for the few that the server reads itself.
+func TestHeaderCaseOfResponsesIsKept(t *testing.T) {
+	hook := spelling{[]exchange.Field{{Name: "x-lower", Value: "1"}, {Name: "X-UPPER", Value: "2"}, {Name: "x-lower", Value: "3"}, {Name: "date", Value: "never"}}}
+	run := testDoor{routes: []testRoute{{spec: appRoute, hook: hook}}}.start(t)
+	conn, err := net.Dial("tcp", run.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_, _ = io.WriteString(conn, "GET / HTTP/1.1\r\nHost: app.test\r\nConnection: close\r\n\r\n")
+	b, err := io.ReadAll(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	head, _, _ := strings.Cut(string(b), "\r\n\r\n")
+	for _, part := range []string{"\r\nx-lower: 1\r\nx-lower: 3", "\r\nX-UPPER: 2"} {
+		if !strings.Contains(head, part) {
+			t.Errorf("%q is not in\n%s", part, head)
+		}
+	}
+	if n := strings.Count(strings.ToLower(head), "\r\ndate:"); n > 2 || strings.Contains(head, "\r\ndate:") {
+		t.Errorf("%d dates in\n%s", n, head)
+	}
+	if a := run.get("https://app.test/"); a.Header.Get("X-Lower") != "1" || a.Header.Get("X-Upper") != "2" {
+		t.Errorf("over HTTP/2: %v", a.Header)
 	}
 }
