@@ -164,7 +164,7 @@ func TestAskedAgain(t *testing.T) {
 			client.MaxVersion, client.ClientSessionCache = version, cache
 			client.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return have, nil }
 			_, state, err := shake(s.TLSConfig(nil), client)
-			if err != nil || len(state.PeerCertificates) != want || state.DidResume != (i == 3 && version == tls.VersionTLS13) {
+			if err != nil || len(state.PeerCertificates) != want || state.DidResume != (i == 3) {
 				t.Errorf("%x, connection %d: %v, %d certificates, resumed %v", version, i, err, len(state.PeerCertificates), state.DidResume)
 			}
 		}

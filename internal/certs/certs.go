@@ -14,7 +14,6 @@ package certs
 import (
 	"crypto/tls"
 	"fmt"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -155,15 +154,7 @@ func (s *Set) TLSConfig(protocols []string) *tls.Config {
 		if s.managed != nil && challenge(hello) {
 			return &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{ALPNChallenge}, GetCertificate: s.managed, SessionTicketsDisabled: true}, nil
 		}
-		t := of(asks.at(hello.ServerName))
-		if !slices.Contains(hello.SupportedVersions, tls.VersionTLS13) {
-			// A ticket of TLS 1.2 holds the keys of its connection, sealed for as
-			// long as a week: whoever gets at the ticket keys reads what was
-			// recorded. TLS 1.3 agrees on new keys at resumption.
-			t = t.Clone()
-			t.SessionTicketsDisabled = true
-		}
-		return t, nil
+		return of(asks.at(hello.ServerName)), nil
 	}
 	return outer
 }
