@@ -29,35 +29,35 @@ type Config struct {
 
 	_ struct{} `section:"2.3"`
 
-	Autocert              bool   `key:"autocert" status:"accepted" doc:"Get certificates by ACME for the host of every https, tcp+https and udp+https route without wildcard and for the own sign-in host; with autocert_dns_provider for wildcard hosts, too."`
-	AutocertCA            string `key:"autocert_ca" status:"accepted" doc:"Directory URL of the ACME server; Let's Encrypt if unset."`
-	AutocertEmail         string `key:"autocert_email" status:"accepted" doc:"Contact of the ACME account."`
-	AutocertUseStaging    bool   `key:"autocert_use_staging" status:"accepted" doc:"Use the staging server of Let's Encrypt; also removes the default HSTS header."`
-	AutocertEABKeyID      string `key:"autocert_eab_key_id" status:"accepted" doc:"Key id of an external account binding; needs autocert_eab_mac_key."`
-	AutocertEABMACKey     string `key:"autocert_eab_mac_key" secret:"true" status:"accepted" doc:"Key of an external account binding, unpadded base64url."`
-	AutocertMustStaple    bool   `key:"autocert_must_staple" status:"accepted" doc:"Ask for certificates with the must-staple extension, from the next one on."`
-	AutocertDir           string `key:"autocert_dir" status:"accepted" doc:"Where ACME keys and certificates are kept: a directory, s3://, gs:// or records:// (the databroker storage, sealed and shared by all replicas)."`
-	AutocertTrustedCA     []byte `key:"autocert_trusted_ca" form:"b64" status:"accepted" doc:"Base64 PEM of the CA of the ACME server; the system's if unset."`
-	AutocertTrustedCAFile string `key:"autocert_trusted_ca_file" form:"file" status:"accepted" doc:"File holding the PEM CA of the ACME server."`
+	Autocert              bool   `key:"autocert" status:"acts" doc:"Get certificates by ACME for the host of every https, tcp+https and udp+https route without wildcard and for the own sign-in host; with autocert_dns_provider for wildcard hosts, too."`
+	AutocertCA            string `key:"autocert_ca" status:"acts" doc:"Directory URL of the ACME server; Let's Encrypt if unset."`
+	AutocertEmail         string `key:"autocert_email" status:"acts" doc:"Contact of the ACME account."`
+	AutocertUseStaging    bool   `key:"autocert_use_staging" status:"acts" doc:"Use the staging server of Let's Encrypt; also removes the default HSTS header."`
+	AutocertEABKeyID      string `key:"autocert_eab_key_id" status:"acts" doc:"Key id of an external account binding; needs autocert_eab_mac_key."`
+	AutocertEABMACKey     string `key:"autocert_eab_mac_key" secret:"true" status:"acts" doc:"Key of an external account binding, unpadded base64url."`
+	AutocertMustStaple    bool   `key:"autocert_must_staple" status:"acts" doc:"Ask for certificates with the must-staple extension, from the next one on."`
+	AutocertDir           string `key:"autocert_dir" status:"acts" doc:"Where ACME keys and certificates are kept: a directory, s3://, gs:// or records:// (the databroker storage, sealed and shared by all replicas)."`
+	AutocertTrustedCA     []byte `key:"autocert_trusted_ca" form:"b64" status:"acts" doc:"Base64 PEM of the CA of the ACME server; the system's if unset."`
+	AutocertTrustedCAFile string `key:"autocert_trusted_ca_file" form:"file" status:"acts" doc:"File holding the PEM CA of the ACME server."`
 
-	AutocertChallenges []string `key:"autocert_challenges" status:"accepted" doc:"Challenges to answer: http-01, tls-alpn-01, dns-01. Unset: dns-01 with autocert_dns_provider, else tls-alpn-01, and http-01 if http_redirect_addr has port 80."`
-	AutocertProfile    string   `key:"autocert_profile" status:"accepted" doc:"Certificate profile to ask the ACME server for."`
+	AutocertChallenges []string `key:"autocert_challenges" status:"acts" doc:"Challenges to answer: http-01, tls-alpn-01, dns-01. Unset: dns-01 with autocert_dns_provider, else tls-alpn-01, and http-01 if http_redirect_addr has port 80."`
+	AutocertProfile    string   `key:"autocert_profile" status:"acts" doc:"Certificate profile to ask the ACME server for."`
 
-	AutocertDNSProvider           string        `key:"autocert_dns_provider" enum:"rfc2136|exec|webhook" status:"accepted" doc:"Who writes the DNS records of dns-01 challenges: a name server that takes updates (rfc2136), a program (exec), an HTTP service (webhook)."`
-	AutocertDNSServer             string        `key:"autocert_dns_server" status:"accepted" doc:"rfc2136: host:port of the name server that takes the updates."`
-	AutocertDNSZone               string        `key:"autocert_dns_zone" status:"accepted" doc:"rfc2136: the zone to update; unset: found by asking for the SOA."`
-	AutocertDNSTSIGKey            string        `key:"autocert_dns_tsig_key" status:"accepted" doc:"rfc2136: name of the TSIG key that signs the updates."`
-	AutocertDNSTSIGSecret         string        `key:"autocert_dns_tsig_secret" secret:"true" status:"accepted" doc:"rfc2136: the TSIG key in base64."`
-	AutocertDNSTSIGSecretFile     string        `key:"autocert_dns_tsig_secret_file" form:"file" status:"accepted" doc:"File holding autocert_dns_tsig_secret."`
-	AutocertDNSTSIGAlgorithm      string        `key:"autocert_dns_tsig_algorithm" default:"hmac-sha256" enum:"hmac-sha256|hmac-sha384|hmac-sha512|hmac-sha224|hmac-sha1" status:"accepted" doc:"rfc2136: algorithm of the TSIG key."`
-	AutocertDNSCommand            string        `key:"autocert_dns_command" status:"accepted" doc:"exec: absolute path of the program, run as PROGRAM present|cleanup NAME VALUE, without a shell."`
-	AutocertDNSWebhook            string        `key:"autocert_dns_webhook" status:"accepted" doc:"webhook: URL that is sent JSON by POST: action (present or cleanup), fqdn, value."`
-	AutocertDNSWebhookSecret      string        `key:"autocert_dns_webhook_secret" secret:"true" status:"accepted" doc:"webhook: sent as bearer token."`
-	AutocertDNSWebhookSecretFile  string        `key:"autocert_dns_webhook_secret_file" form:"file" status:"accepted" doc:"File holding autocert_dns_webhook_secret."`
-	AutocertDNSTTL                time.Duration `key:"autocert_dns_ttl" default:"1m" status:"accepted" doc:"Time to live of the challenge records."`
-	AutocertDNSPropagationDelay   time.Duration `key:"autocert_dns_propagation_delay" default:"0s" status:"accepted" doc:"Time to wait before looking whether a challenge record is there."`
-	AutocertDNSPropagationTimeout time.Duration `key:"autocert_dns_propagation_timeout" default:"2m" status:"accepted" doc:"Time within which the zone's name servers must show a challenge record; 0 does not look."`
-	AutocertDNSResolvers          []string      `key:"autocert_dns_resolvers" status:"accepted" doc:"Name servers, host:port, to ask for zones and challenge records; the system's if unset."`
+	AutocertDNSProvider           string        `key:"autocert_dns_provider" enum:"rfc2136|exec|webhook" status:"acts" doc:"Who writes the DNS records of dns-01 challenges: a name server that takes updates (rfc2136), a program (exec), an HTTP service (webhook)."`
+	AutocertDNSServer             string        `key:"autocert_dns_server" status:"acts" doc:"rfc2136: host:port of the name server that takes the updates."`
+	AutocertDNSZone               string        `key:"autocert_dns_zone" status:"acts" doc:"rfc2136: the zone to update; unset: found by asking for the SOA."`
+	AutocertDNSTSIGKey            string        `key:"autocert_dns_tsig_key" status:"acts" doc:"rfc2136: name of the TSIG key that signs the updates."`
+	AutocertDNSTSIGSecret         string        `key:"autocert_dns_tsig_secret" secret:"true" status:"acts" doc:"rfc2136: the TSIG key in base64."`
+	AutocertDNSTSIGSecretFile     string        `key:"autocert_dns_tsig_secret_file" form:"file" status:"acts" doc:"File holding autocert_dns_tsig_secret."`
+	AutocertDNSTSIGAlgorithm      string        `key:"autocert_dns_tsig_algorithm" default:"hmac-sha256" enum:"hmac-sha256|hmac-sha384|hmac-sha512|hmac-sha224|hmac-sha1" status:"acts" doc:"rfc2136: algorithm of the TSIG key."`
+	AutocertDNSCommand            string        `key:"autocert_dns_command" status:"acts" doc:"exec: absolute path of the program, run as PROGRAM present|cleanup NAME VALUE, without a shell."`
+	AutocertDNSWebhook            string        `key:"autocert_dns_webhook" status:"acts" doc:"webhook: URL that is sent JSON by POST: action (present or cleanup), fqdn, value."`
+	AutocertDNSWebhookSecret      string        `key:"autocert_dns_webhook_secret" secret:"true" status:"acts" doc:"webhook: sent as bearer token."`
+	AutocertDNSWebhookSecretFile  string        `key:"autocert_dns_webhook_secret_file" form:"file" status:"acts" doc:"File holding autocert_dns_webhook_secret."`
+	AutocertDNSTTL                time.Duration `key:"autocert_dns_ttl" default:"1m" status:"acts" doc:"Time to live of the challenge records."`
+	AutocertDNSPropagationDelay   time.Duration `key:"autocert_dns_propagation_delay" default:"0s" status:"acts" doc:"Time to wait before looking whether a challenge record is there."`
+	AutocertDNSPropagationTimeout time.Duration `key:"autocert_dns_propagation_timeout" default:"2m" status:"acts" doc:"Time within which the zone's name servers must show a challenge record; 0 does not look."`
+	AutocertDNSResolvers          []string      `key:"autocert_dns_resolvers" status:"acts" doc:"Name servers, host:port, to ask for zones and challenge records; the system's if unset."`
 
 	_ struct{} `section:"2.10"`
 

@@ -48,7 +48,7 @@ var examples []example
 // all collects the examples of this package's files.
 func all() []example {
 	if examples == nil {
-		for _, list := range [][]example{doorExamples, listenerExamples, tlsExamples, routeExamples, rateExamples, upstreamExamples, dnsExamples(), breakerExamples(), balancingExamples, signInExamples, accessExamples, identityExamples, keepingExamples, pageExamples} {
+		for _, list := range [][]example{autocertExamples, doorExamples, listenerExamples, tlsExamples, routeExamples, rateExamples, upstreamExamples, dnsExamples(), breakerExamples(), balancingExamples, signInExamples, accessExamples, identityExamples, keepingExamples, pageExamples} {
 			examples = append(examples, list...)
 		}
 	}

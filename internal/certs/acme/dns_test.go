@@ -90,19 +90,21 @@ func (n *nameServer) script(t *testing.T) string {
 	return file
 }
 
+func lines(list ...string) string { return strings.Join(list, "\n") }
+
 // A wildcard host gets a certificate by dns-01, by each kind of provider.
 func TestDNS(t *testing.T) {
 	t.Parallel()
 	for name, settingsOf := range map[string]func(t *testing.T, n *nameServer) string{
 		"rfc2136": func(t *testing.T, n *nameServer) string {
-			return "autocert_dns_provider: rfc2136\nautocert_dns_server: " + n.addr + "\nautocert_dns_tsig_key: acme\nautocert_dns_tsig_secret: " + n.secret
+			return lines("autocert_dns_provider: rfc2136", "autocert_dns_server: "+n.addr, "autocert_dns_tsig_key: acme", "autocert_dns_tsig_secret: "+n.secret)
 		},
 		"rfc2136 without looking": func(t *testing.T, n *nameServer) string {
-			return "autocert_dns_provider: rfc2136\nautocert_dns_server: " + n.addr + "\nautocert_dns_zone: zt.test\nautocert_dns_tsig_key: acme512\nautocert_dns_tsig_algorithm: hmac-sha512\nautocert_dns_tsig_secret_file: " + filepath.Join(n.dir, "secret") +
-				"\nautocert_dns_propagation_timeout: 0s"
+			return lines("autocert_dns_provider: rfc2136", "autocert_dns_server: "+n.addr, "autocert_dns_zone: zt.test", "autocert_dns_tsig_key: acme512",
+				"autocert_dns_tsig_algorithm: hmac-sha512", "autocert_dns_tsig_secret_file: "+filepath.Join(n.dir, "secret"), "autocert_dns_propagation_timeout: 0s")
 		},
 		"exec": func(t *testing.T, n *nameServer) string {
-			return "autocert_dns_provider: exec\nautocert_dns_command: " + n.script(t)
+			return lines("autocert_dns_provider: exec", "autocert_dns_command: "+n.script(t))
 		},
 		"webhook": func(t *testing.T, n *nameServer) string {
 			hook := n.webhook(t)
@@ -110,7 +112,7 @@ func TestDNS(t *testing.T) {
 			if err := os.WriteFile(secret, []byte("hunter2\n"), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			return "autocert_dns_provider: webhook\nautocert_dns_webhook: " + hook.URL + "\nautocert_dns_webhook_secret_file: " + secret
+			return lines("autocert_dns_provider: webhook", "autocert_dns_webhook: "+hook.URL, "autocert_dns_webhook_secret_file: "+secret)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -50,7 +50,7 @@ func TestUpdates(t *testing.T) {
 					seen = append(seen, r.Question[0].Name+" "+strings.ReplaceAll(rr.String(), "\t", " "))
 				}
 			case r.Question[0].Name == "zone.test." && r.Question[0].Qtype == dns.TypeSOA:
-				m.Answer = append(m.Answer, &dns.SOA{Hdr: dns.RR_Header{Name: "zone.test.", Rrtype: dns.TypeSOA, Class: dns.ClassINET}})
+				m.Answer = append(m.Answer, &dns.SOA{Hdr: dns.RR_Header{Name: "zone.test.", Rrtype: dns.TypeSOA, Class: dns.ClassINET}, Ns: "ns.zone.test.", Mbox: "m.zone.test."})
 			default:
 				m.Rcode = dns.RcodeNameError
 			}
