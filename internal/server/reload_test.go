@@ -216,8 +216,8 @@ func TestSettingsThatNeedARestart(t *testing.T) {
 	if strings.Contains(p.Log.String(), "next start") {
 		t.Error("a setting that counts at once is told")
 	}
-	p.Change("metrics_address: 127.0.0.1:9\nmax_stale: 5s\n" + public)
-	if err := p.WaitLog("count from the next start: metrics_address, max_stale\""); err != nil {
+	p.Change("control_address: @DIR@/other.sock\nmax_stale: 5s\n" + public)
+	if err := p.WaitLog("count from the next start: control_address, max_stale\""); err != nil {
 		t.Error(err)
 	}
 }

@@ -16,12 +16,7 @@ func needsRestart(before, after *config.Config) []string {
 		name        string
 		before, now any
 	}{
-		{"health_check_addr", b.HealthCheckAddr, a.HealthCheckAddr},
 		{"health_check_systemd_disabled", b.HealthCheckSystemdDisabled, a.HealthCheckSystemdDisabled},
-		{"metrics_address", b.MetricsAddress, a.MetricsAddress},
-		{"metrics_basic_auth", b.MetricsBasicAuth, a.MetricsBasicAuth},
-		{"metrics_certificate", [2][]byte{b.MetricsCertificate, b.MetricsCertificateKey}, [2][]byte{a.MetricsCertificate, a.MetricsCertificateKey}},
-		{"metrics_client_ca", b.MetricsClientCA, a.MetricsClientCA},
 		{"control_address", before.Control.ControlAddress, after.Control.ControlAddress},
 		{"data_dir", before.Store.DataDir, after.Store.DataDir},
 		{"databroker_storage_type", before.Store.Type, after.Store.Type},
