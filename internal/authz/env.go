@@ -133,7 +133,7 @@ func NewEnv(o Options) (*Env, error) {
 		jwtEndpoint: o.JWTEndpoint, signInURL: o.SignInURL,
 		openers: append(slices.Clone(o.Openers), standardOpeners()...),
 		log:     o.Log, basis: o.basis(),
-		tokens:  newTokenCache(), assertions: newAssertionCache(),
+		tokens: newTokenCache(), assertions: newAssertionCache(),
 	}
 	if env.cookies.Session == "" {
 		env.cookies = session.NewCookieNames("", o.CookieDomain)

@@ -22,12 +22,14 @@ type shelf[T any] struct {
 	stale bool // Ready fails
 	down  bool // Lookup fails
 	n     uint64
+	asked int
 	// hook runs inside Lookup, after the entry was read.
 	hook func()
 }
 
 func (s *shelf[T]) Lookup(_ context.Context, id string, _ uint64) (*record.Entry[T], error) {
 	s.mu.Lock()
+	s.asked++
 	e, down, hook := s.m[id], s.down, s.hook
 	s.hook = nil
 	s.mu.Unlock()
@@ -41,6 +43,13 @@ func (s *shelf[T]) Lookup(_ context.Context, id string, _ uint64) (*record.Entry
 		return nil, record.ErrNotFound
 	}
 	return e, nil
+}
+
+// looked counts questions.
+func (s *shelf[T]) looked() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.asked
 }
 
 func (s *shelf[T]) OnChange(f func(record.Change[T])) func() {
