@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -206,4 +207,33 @@ func TestSocketActivation(t *testing.T) {
 		t.Error("the old process stays")
 	}
 	check()
+}
+
+var unitBlock = regexp.MustCompile("(?s)```ini\n# /etc/systemd/system/(\\S+)\n(.*?)```")
+
+// The units of the operator's page are ones that systemd takes.
+func TestDocumentedUnits(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile(filepath.Join(top, "docs", "operations.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	files := []string{"verify"}
+	for _, m := range unitBlock.FindAllStringSubmatch(string(page), -1) {
+		// It looks for the program, too.
+		text := strings.ReplaceAll(m[2], "/usr/local/bin/postern", program)
+		file := filepath.Join(dir, m[1])
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, file)
+	}
+	if len(files) != 3 {
+		t.Fatalf("%d units on the page", len(files)-1)
+	}
+	out, err := exec.Command("systemd-analyze", files...).CombinedOutput()
+	if err != nil || len(out) > 0 {
+		t.Errorf("systemd-analyze: %v\n%s", err, out)
+	}
 }
