@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -401,6 +402,8 @@ func checkFields(r *http.Request) *HeadError {
 		return errHeadProtocol
 	case len(r.Header["Content-Length"]) > 1:
 		return errHeadLengths
+	case len(r.Header["Content-Length"]) == 1 && strings.Trim(r.Header["Content-Length"][0], "0123456789") != "":
+		return errHeadLength // net/http would take it for 0
 	case len(r.Header["Host"]) > 1:
 		return errHeadHosts
 	case r.Host == "":
