@@ -57,6 +57,13 @@ func (s *script) probe(ctx context.Context) verdict {
 
 func (s *script) close() { s.mu.Lock(); s.closed++; s.mu.Unlock() }
 
+// counts tells how often it was asked, and closed.
+func (s *script) counts() (probes, closed int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.at), s.closed
+}
+
 func (s *script) set(v verdict) { s.mu.Lock(); s.verdicts = []verdict{v}; s.mu.Unlock() }
 
 func (s *script) times() string {
@@ -160,8 +167,8 @@ func TestHealthIntervals(t *testing.T) {
 					t.Errorf("checked at %s, want %s", got, tc.want)
 				}
 				synctest.Wait()
-				if s.closed != 1 {
-					t.Errorf("the prober was closed %d times", s.closed)
+				if _, n := s.counts(); n != 1 {
+					t.Errorf("the prober was closed %d times", n)
 				}
 			})
 		})
@@ -220,6 +227,7 @@ func TestHealthJitter(t *testing.T) {
 				m.hostsChanged([]*host{aHost("192.0.2.1:80")})
 				time.Sleep(time.Minute)
 				m.close()
+				synctest.Wait()
 				gap := s.at[0]
 				if tc.which == 1 {
 					gap = s.at[1] - s.at[0]
@@ -253,8 +261,8 @@ func TestCheckTimesOut(t *testing.T) {
 		}
 		m.close() // while a check hangs, or not
 		synctest.Wait()
-		if s.closed != 1 {
-			t.Errorf("closed %d times", s.closed)
+		if _, n := s.counts(); n != 1 {
+			t.Errorf("closed %d times", n)
 		}
 		if !strings.Contains(log.String(), "no answer within 3s") {
 			t.Error(log.String())
@@ -294,20 +302,22 @@ func TestHostsAndSeveralChecks(t *testing.T) {
 		if !h.unhealthy.Load() || target.version.Load() != 4 {
 			t.Errorf("unhealthy %v, %d changes", h.unhealthy.Load(), target.version.Load())
 		}
-		before := len(one.at)
+		before, _ := one.counts()
 		m.hostsChanged([]*host{h})
 		time.Sleep(10 * time.Second)
-		if got := len(one.at) - before; got != 1 {
+		n, closed := one.counts()
+		if got := n - before; got != 1 {
 			t.Errorf("%d checks in one interval of one host", got)
 		}
-		if one.closed != 1 || two.closed != 1 {
-			t.Errorf("closed %d and %d probers of the host that is gone", one.closed, two.closed)
+		if _, other := two.counts(); closed != 1 || other != 1 {
+			t.Errorf("closed %d and %d probers of the host that is gone", closed, other)
 		}
 		m.close()
 		m.hostsChanged([]*host{gone})
 		time.Sleep(time.Hour)
-		if one.closed != 2 || two.closed != 2 {
-			t.Errorf("closed %d and %d probers", one.closed, two.closed)
+		_, closed = one.counts()
+		if _, other := two.counts(); closed != 2 || other != 2 {
+			t.Errorf("closed %d and %d probers", closed, other)
 		}
 	})
 }
