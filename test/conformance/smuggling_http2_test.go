@@ -52,7 +52,7 @@ func streams(host, path string) []stream {
 		{"body with a request", with(post, "content-type", "text/plain"), "0\r\n\r\n" + inner, true, false},
 		{"length of the body", with(post, "content-length", "4"), "abcd", true, false},
 		{"length too short", with(post, "content-length", "0"), inner, false, true},
-		{"length too long", with(post, "content-length", "100"), "abcd", false, false},
+		{"length too long", with(post, "content-length", "100"), "abcd", false, true},
 		{"two lengths", with(post, "content-length", "4", "content-length", "0"), "abcd", false, false},
 		{"length with a sign", with(post, "content-length", "+4"), "abcd", false, false},
 		{"transfer-encoding", with(post, "transfer-encoding", "chunked"), "0\r\n\r\n" + inner, false, false},
