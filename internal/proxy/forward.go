@@ -73,6 +73,7 @@ func (c *call) forward() {
 	defer clock.stop()
 	clock.after(c.gen.Settings.TimeoutWrite, func() { c.end(errStreamLife, "this connection has reached its time limit") })
 	if c.gen.Streams != nil {
+		c.stream.streams = c.gen.Streams
 		clock.after(followAfter, c.follow)
 		defer c.unfollow()
 	}
@@ -130,6 +131,7 @@ func (c *call) onResponse(head *upstream.ResponseHead) error {
 	if hook := c.target.Hook; hook != nil {
 		head.Status, head.Fields = hook.OnResponse(c.r.Context(), &c.ask, head.Status, head.Fields)
 	}
+	c.settled()
 	return nil
 }
 
@@ -226,9 +228,11 @@ func (c *call) end(cause error, reason string) {
 
 // following is the registration of an open stream.
 type following struct {
-	mu     sync.Mutex
-	stream *authz.Stream
-	ended  bool
+	streams Streams
+	mu      sync.Mutex
+	stream  *authz.Stream
+	ended   bool
+	settled bool
 }
 
 // follow registers the exchange as an open stream, once.
@@ -236,10 +240,31 @@ func (c *call) follow() {
 	f := &c.stream
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if c.gen.Streams == nil || f.ended || f.stream != nil {
+	if f.streams == nil || f.ended || f.stream != nil {
 		return
 	}
-	f.stream = c.gen.Streams.Follow(&c.ask, &c.decision, func(reason string) { c.end(&cutError{reason}, reason) })
+	ask := c.ask // the stream's own: it goes over to later generations
+	f.stream = f.streams.Follow(&ask, &c.decision, func(reason string) { c.end(&cutError{reason}, reason) })
+	c.letGo()
+}
+
+// settled is called once the answer has begun: what may last for days must
+// not keep the generation that it began under.
+func (c *call) settled() {
+	f := &c.stream
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.settled = true
+	c.gen = c.gen.lasting()
+	c.letGo()
+}
+
+// letGo forgets the generation once nobody asks it any more: the answer has
+// begun and the stream is followed. f.mu is held.
+func (c *call) letGo() {
+	if f := &c.stream; f.settled && f.stream != nil {
+		c.ask.Env = nil
+	}
 }
 
 func (c *call) unfollow() {
@@ -248,7 +273,9 @@ func (c *call) unfollow() {
 	f.ended = true
 	st := f.stream
 	f.mu.Unlock()
-	c.gen.Streams.CloseStream(st)
+	if f.streams != nil {
+		f.streams.CloseStream(st)
+	}
 }
 
 // forwarding is the exchange as upstream drives it.

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	"postern/internal/authz"
@@ -141,6 +142,22 @@ type Generation struct {
 	AccessLog func(*telemetry.AccessEntry)
 	Metrics   *telemetry.Metrics
 	Log       *slog.Logger
+
+	lastingOnce sync.Once
+	lastingPart *Generation
+}
+
+// lasting is what an exchange still needs of its generation once its answer
+// has begun: to be counted and logged when it ends.
+func (g *Generation) lasting() *Generation {
+	g.lastingOnce.Do(func() {
+		g.lastingPart = &Generation{
+			Settings: g.Settings, Pages: g.Pages, Limiter: g.Limiter, AccessLog: g.AccessLog, Metrics: g.Metrics, Log: g.Log, Streams: g.Streams,
+		}
+		g.lastingPart.lastingOnce.Do(func() {})
+		g.lastingPart.lastingPart = g.lastingPart
+	})
+	return g.lastingPart
 }
 
 // Target is what the door does with the requests of one route.
