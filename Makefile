@@ -5,7 +5,7 @@ PKGS    := ./cmd/... ./internal/... ./test/house/... ./test/keys/... ./test/docs
 RACE    := ./internal/record/... ./internal/store/... ./internal/authz/... ./internal/authn/... ./internal/proxy/... ./internal/upstream/... ./internal/server/...
 FUZZTIME ?= 60s
 
-.PHONY: check test test-extended scratch scratch-full soak broken bench fuzz deps system cover clean
+.PHONY: check test test-extended scratch scratch-full soak broken bench bench-reload fuzz deps system cover clean
 
 ## check: the quick inner loop (format, vet, staticcheck, floors, unit tests)
 check: $(BIN)/staticcheck
@@ -73,6 +73,10 @@ fuzz:
 ## broken: every security test fails on its deliberately broken build
 broken:
 	$(GO) run ./test/broken
+
+## bench-reload: how long a one-route change takes, by number of routes, on one core
+bench-reload:
+	go test ./internal/server -run - -bench Reload -benchtime 20x -timeout 30m
 
 ## bench: CPU time per request against nginx in the same run, and the hot functions
 bench:

@@ -79,8 +79,14 @@ func statusCommand() *cobra.Command {
 			for _, c := range s.Certificates {
 				fmt.Fprintf(w, "  certificate: %s\n", certificateLine(c))
 			}
+			if r := s.Config.Refused; r != nil {
+				fmt.Fprintf(w, "  refused change: checksum %s, %s\n", r.Checksum, r.At.Local().Format(time.DateTime))
+			}
 			for _, p := range s.Config.Problems {
 				fmt.Fprintf(w, "  refused change: %s\n", p)
+			}
+			for _, r := range s.Config.Isolated {
+				fmt.Fprintf(w, "  isolated route: %s: %s (%s): %s\n", r.Place, r.Path, r.From, r.Problem)
 			}
 			return nil
 		},
