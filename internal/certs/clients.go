@@ -162,6 +162,22 @@ func (s *Set) ExplainClient(chain []*x509.Certificate, rt *route.Route) error {
 	return s.judgeClient(chain, rt).why
 }
 
+// ClientIssuers names the CAs whose certificates a route (nil: no route) asks
+// for. Handshakes tell them to everybody.
+func (s *Set) ClientIssuers(rt *route.Route) []string {
+	a := s.clients.of(rt)
+	if a == nil {
+		return nil
+	}
+	names := make([]string, len(a.list))
+	for i, cert := range a.list {
+		if names[i] = cert.Subject.CommonName; names[i] == "" {
+			names[i] = cert.Subject.String()
+		}
+	}
+	return names
+}
+
 func (s *Set) judgeClient(chain []*x509.Certificate, rt *route.Route) verdict {
 	a := s.clients.of(rt)
 	if a == nil {

@@ -192,6 +192,13 @@ func (s *Server) build(ctx context.Context, cfg *config.Config, previous *genera
 	if c.clientCAs {
 		g.proxy.ClientCertificate = certificates.VerifyClient
 		g.proxy.SameClientPolicy = certificates.SameClientPolicy
+		decorate := g.proxy.Decorate
+		g.proxy.Decorate = func(p *pages.ErrorPage, v exchange.View, rt *route.Route, d *authz.Decision) {
+			if p.Kind == pages.ClientCertificate {
+				p.Issuers = certificates.ClientIssuers(rt)
+			}
+			decorate(p, v, rt, d)
+		}
 		if cfg.Certs.DownstreamMTLS.Enforcement == certs.EnforceRejectConnection {
 			g.proxy.CertificatesEverywhere, g.proxy.RefusesConnection = true, certificates.RefusesConnection
 		}

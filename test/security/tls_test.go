@@ -320,7 +320,7 @@ func TestEncryptedHelloAsksForCertificates(t *testing.T) {
 // What a certificate says reaches policy and headers, from a valid one only,
 // and what comes of a bad one is told by the kind of client.
 func TestClientCertificateCriteria(t *testing.T) {
-	ca := newClientCA(t, "clients")
+	ca := newClientCA(t, "device makers")
 	cert, second, foreign := ca.issue("laptop", nil), ca.issue("phone", nil), newClientCA(t, "strangers").issue("laptop", nil)
 	sum := sha256.Sum256(cert.Leaf.Raw)
 	spki := sha256.Sum256(cert.Leaf.RawSubjectPublicKeyInfo)
@@ -384,6 +384,9 @@ routes:
 				t.Errorf("%s: %d %.200s", kind, page.StatusCode, page.Body)
 			}
 		}
+	}
+	if page := get("valid.localhost", nil, "Accept: text/html"); !strings.Contains(page.Body, "device makers") {
+		t.Errorf("the page does not say whose certificate is asked for: %.2000s", page.Body)
 	}
 	for _, reason := range []string{"client-certificate-required", "invalid-client-certificate"} {
 		if err := p.WaitLog(reason); err != nil {
