@@ -58,7 +58,11 @@ func (s *Server) applyAutocert(ctx context.Context, p *acme.Plan, first bool) {
 }
 
 func (s *Server) autocertChanged() {
-	if g := s.current.Load(); g == nil || !g.cfg.Certs.Autocert {
+	on := false
+	if g := s.current.Load(); g != nil {
+		on = g.cfg.Certs.Autocert
+	}
+	if _, told := s.health.Statuses()[checkAutocert]; !on && !told {
 		return
 	}
 	s.health.Report(checkAutocert, telemetry.StatusRunning, s.autocert.Problem())

@@ -24,6 +24,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/caddyserver/certmagic"
@@ -67,7 +68,8 @@ type Options struct {
 	// Log gets one line for each change; nil is silence.
 	Log    *slog.Logger
 	Timing Timing
-	// Changed is called after the state of any host changed; it may be nil.
+	// Changed is called shortly after the state of any host changed; it may be
+	// nil.
 	Changed func()
 }
 
@@ -85,6 +87,8 @@ type Manager struct {
 
 	challenges *challenges
 	pace       *certmagic.RingBufferRateLimiter
+
+	telling atomic.Bool
 
 	mu       sync.RWMutex
 	setup    *setup
@@ -187,10 +191,18 @@ func (m *Manager) Apply(p *Plan) {
 	m.changed()
 }
 
+// changed tells of changes, many at once: a start with thousands of hosts has
+// thousands.
 func (m *Manager) changed() {
-	if m.o.Changed != nil {
-		m.o.Changed()
+	if m.o.Changed == nil || !m.telling.CompareAndSwap(false, true) {
+		return
 	}
+	time.AfterFunc(100*time.Millisecond, func() {
+		m.telling.Store(false)
+		if m.ctx.Err() == nil {
+			m.o.Changed()
+		}
+	})
 }
 
 // knows tells whether a name is a host of ours, itself or by a wildcard.

@@ -51,6 +51,7 @@ type host struct {
 	loaded   bool // the storage has been asked
 	cert     kept
 	renewAt  time.Time
+	looked   time.Time // when the storage was last asked
 	failures int
 	problem  string // kind of the last failure, so that the log says it once
 	err      string
@@ -65,6 +66,7 @@ func (m *Manager) newHost(name string) *host {
 // restart looks at a host anew under changed settings.
 func (h *host) restart() {
 	h.loaded, h.failures, h.problem, h.err, h.due = false, 0, "", "", time.Now()
+	h.renewAt = time.Time{} // what there is may be another server's
 	h.again = h.busy
 }
 
@@ -234,20 +236,35 @@ func (m *Manager) schedule() {
 	}
 }
 
+// lookEvery is how many checks pass between two looks into the storage.
+const lookEvery = 36
+
 // work does the next step for a host: ask the storage, or the ACME server.
 func (m *Manager) work(h *host, s *setup, slots chan struct{}) {
 	defer m.wg.Done()
 	m.mu.RLock()
 	loaded, had := h.loaded, h.cert
+	now := time.Now()
+	// Between renewals the storage is asked a few times a day, for what other
+	// replicas did and for what the server wants.
+	rest := loaded && had.Leaf != nil && now.Before(h.renewAt) && now.Sub(h.looked) < lookEvery*m.o.Timing.Check
 	m.mu.RUnlock()
 	var cert kept
 	var err error
-	if !loaded {
+	switch {
+	case rest:
+		cert = had
+	case !loaded:
 		cert, err = s.load(h.ctx, h.name)
-	} else {
+	default:
 		cert, err = s.obtain(h.ctx, h.name, had)
 	}
 	<-slots
+	if !rest {
+		m.mu.Lock()
+		h.looked = now
+		m.mu.Unlock()
+	}
 	m.finish(h, loaded, cert, err)
 	m.poke()
 	m.changed()
