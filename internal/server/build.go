@@ -135,7 +135,7 @@ func (s *Server) build(ctx context.Context, cfg *config.Config, previous *genera
 	if err != nil {
 		return nil, err
 	}
-	provider, err := identity.New(c.provider, identity.Deps{Now: time.Now, Log: s.log, Accounts: s.store, LocalUsers: c.accounts, Guard: s.passwords})
+	provider, err := identity.New(c.provider, identity.Deps{Transport: internalTransport(cfg.Certs.ExtraRoots), Now: time.Now, Log: s.log, Accounts: s.store, LocalUsers: c.accounts, Guard: s.passwords})
 	if err != nil {
 		return nil, err
 	}

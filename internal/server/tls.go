@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"log/slog"
+	"net/http"
 
 	"postern/internal/certs"
 	"postern/internal/proxy"
@@ -18,6 +19,23 @@ func (s *Server) echKeys(*tls.ClientHelloInfo) ([]tls.EncryptedClientHelloKey, e
 		return g.certs.ECHKeys(), nil
 	}
 	return []tls.EncryptedClientHelloKey{}, nil
+}
+
+// internalTransport carries calls to identity providers: as usual, trusting the
+// roots of certificate_authority (PEM) besides the system's. They were read
+// before. Nil is as usual.
+func internalTransport(roots []byte) http.RoundTripper {
+	if len(roots) == 0 {
+		return nil
+	}
+	pool, err := x509.SystemCertPool()
+	if err != nil {
+		pool = x509.NewCertPool()
+	}
+	pool.AppendCertsFromPEM(roots)
+	t := http.DefaultTransport.(*http.Transport).Clone()
+	t.TLSClientConfig = &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS12}
+	return t
 }
 
 // connectionFailed logs a connection that ended before its first request.

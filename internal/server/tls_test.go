@@ -9,15 +9,18 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/base64"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"math/big"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -158,5 +161,35 @@ func TestStaplesAreServed(t *testing.T) {
 		return nil
 	}); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestProvidersByPrivateCA: the identity provider may have its certificate from
+// certificate_authority.
+func TestProvidersByPrivateCA(t *testing.T) {
+	var asked atomic.Int32
+	provider := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked.Add(1)
+		w.WriteHeader(http.StatusNotFound)
+	}))
+	provider.Config.ErrorLog = log.New(io.Discard, "", 0)
+	provider.StartTLS()
+	defer provider.Close()
+	ca := base64.StdEncoding.EncodeToString(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: provider.Certificate().Raw}))
+	for key, want := range map[string]bool{"certificate_authority: " + ca: true, "": false} {
+		p := servertest.Start(t, fmt.Sprintf("%s\nidp_provider: oidc\nidp_provider_url: %s\nidp_client_id: x\nidp_client_secret: y\nroutes:\n  - {from: https://app.localhost, to: @APP@, allow_any_authenticated_user: true}\n", key, provider.URL))
+		before := asked.Load()
+		a, at := p.Agent(), "https://app.localhost/"
+		for range 4 {
+			page := a.Get(at, "Accept: text/html")
+			next, err := page.Location()
+			if err != nil {
+				break
+			}
+			at = next.String()
+		}
+		if got := asked.Load() > before; got != want {
+			t.Errorf("%.25q: the provider was asked: %v\n%v", key, got, a.Hops)
+		}
 	}
 }
