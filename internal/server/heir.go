@@ -179,6 +179,6 @@ func (h *heir) prepare(ctx context.Context, cfg *config.Config) (secret []byte, 
 	return secret, r, nil
 }
 
-func place(p [3]string) string {
-	return strings.TrimSpace(p[0] + " " + p[2])
+func place(p [2]string) string {
+	return strings.TrimSpace(p[0] + " " + p[1])
 }

@@ -92,6 +92,7 @@ type Server struct {
 	heir         *heir
 	program      string // what this process was started by
 	storeOptions store.Options
+	place        [2]string // where the records are (storagePlace)
 	upgrading    sync.Mutex
 	successor    atomic.Pointer[successor]
 	upgraded     chan struct{}   // closed then
@@ -354,7 +355,7 @@ func (s *Server) openStore(ctx context.Context, cfg *config.Config) error {
 		return err
 	}
 	s.store = st
-	s.storage = cfg.Store.Type
+	s.storage, s.place = cfg.Store.Type, storagePlace(cfg)
 	s.heir.serveRecords(st)
 	s.health.Report(telemetry.CheckStorage, telemetry.StatusRunning, nil)
 	return nil

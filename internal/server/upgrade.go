@@ -3,6 +3,8 @@ package server
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -49,7 +51,7 @@ type bequest struct {
 	Link    int             `json:"link"`
 	Sockets []bequestSocket `json:"sockets"`
 	Control string          `json:"control,omitempty"` // path of the control socket that is to be replaced
-	Storage [3]string       `json:"storage"`           // what the records' place is known by
+	Storage [2]string       `json:"storage"`           // where the records are (storagePlace)
 }
 
 type bequestSocket struct {
@@ -58,17 +60,23 @@ type bequestSocket struct {
 	FD   int    `json:"fd"`
 }
 
-// storagePlace is what two processes must agree on to hand records over.
-func storagePlace(cfg *config.Config) [3]string {
-	typ := cfg.Store.Type
-	if typ == "" {
-		typ = "memory"
+// storagePlace is what two processes must agree on to hand records over: the
+// type of storage and its directory, or a hash of the connection string, which
+// may hold a password.
+func storagePlace(cfg *config.Config) [2]string {
+	o := store.Options{Type: cfg.Store.Type, ConnectionString: cfg.Store.ConnectionString, DataDir: dataDir(cfg)}
+	switch o.Type {
+	case "", "memory":
+		return [2]string{"memory"}
+	case "file":
+		dir, err := o.Dir()
+		if err != nil {
+			dir = err.Error()
+		}
+		return [2]string{o.Type, dir}
 	}
-	dir := ""
-	if typ == "file" {
-		dir = dataDir(cfg)
-	}
-	return [3]string{typ, cfg.Store.ConnectionString, dir}
+	sum := sha256.Sum256([]byte(o.ConnectionString))
+	return [2]string{o.Type, hex.EncodeToString(sum[:8])}
 }
 
 // Times of an upgrade that no setting changes.
@@ -103,7 +111,7 @@ func (s *Server) Upgrade(ctx context.Context) error {
 	s.log.Info("upgrading in place", "program", program, "up_to", limit.String())
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("the new program was not ready within %s (upgrade_timeout)", limit))
 	defer cancel()
-	h, err := s.startSuccessor(ctx, program, g.cfg)
+	h, err := s.startSuccessor(ctx, program)
 	if err != nil {
 		return err
 	}
@@ -169,7 +177,7 @@ func invokedAs() string {
 	return path
 }
 
-func (s *Server) startSuccessor(ctx context.Context, program string, cfg *config.Config) (*successor, error) {
+func (s *Server) startSuccessor(ctx context.Context, program string) (*successor, error) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("no socket to the new program: %w; try again", err)
@@ -185,7 +193,7 @@ func (s *Server) startSuccessor(ctx context.Context, program string, cfg *config
 	// The descriptors are passed by number: os/exec would make them blocking,
 	// and with them the sockets that this process accepts on.
 	files := []uintptr{0, 1, 2, uintptr(pair[1])}
-	b := bequest{Link: 3, Storage: storagePlace(cfg)}
+	b := bequest{Link: 3, Storage: s.place}
 	s.doors.mu.Lock()
 	if c := s.doors.control; c != nil {
 		b.Control = c.path
