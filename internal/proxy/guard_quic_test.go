@@ -474,14 +474,16 @@ func TestHTTP3ReadTimeoutCutsABody(t *testing.T) {
 // TestHTTP3RapidReset: resetting requests does not buy more of them than a
 // connection may have (CVE-2023-44487).
 func TestHTTP3RapidReset(t *testing.T) {
+	begun, finish := make(chan struct{}), make(chan struct{})
 	var open, most atomic.Int64
 	s := serveQUIC(t, NewServer(ServeOptions{TLS: testTLS(t), MaxStreams: 10, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		n := open.Add(1)
+		most.Store(max(most.Load(), open.Add(1)))
 		defer open.Add(-1)
-		for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
-		}
-		time.Sleep(20 * time.Millisecond) // work that does not look whether anybody waits
+		begun <- struct{}{}
+		io.Copy(io.Discard, r.Body) // to its reset
+		<-finish                    // work that does not look whether anybody waits
 	})}))
+	defer close(finish)
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	conn, err := quic.DialAddr(ctx, s.addr, clientTLS(http3.NextProtoH3), nil)
@@ -489,22 +491,36 @@ func TestHTTP3RapidReset(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.CloseWithError(0x100, "")
-	tr := &http3.Transport{}
-	cc := tr.NewClientConn(conn)
-	for range 2000 {
-		str, err := cc.OpenRequestStream(ctx)
-		if err != nil {
-			break // the server had enough
+	cc := new(http3.Transport).NewClientConn(conn)
+	refused := false
+	for range 100 {
+		// A stream counts until its handler has returned, so that no credit
+		// comes for another.
+		soon, cancel := context.WithTimeout(ctx, time.Second)
+		str, err := cc.OpenRequestStream(soon)
+		cancel()
+		if err == nil {
+			req := httptest.NewRequest("POST", "https://app.test/", nil)
+			req.Body = nil
+			err = str.SendRequestHeader(req)
 		}
-		req := httptest.NewRequest("GET", "https://app.test/", nil)
-		req.Body = nil
-		if err := str.SendRequestHeader(req); err != nil {
+		if err == nil {
+			select {
+			case <-begun:
+			case <-conn.Context().Done():
+				err = context.Cause(conn.Context())
+			case <-ctx.Done():
+				t.Fatal("a request is neither served nor refused")
+			}
+		}
+		if err != nil {
+			refused = true // the server had enough
 			break
 		}
 		str.CancelRead(0x10c)
 		str.CancelWrite(0x10c)
 	}
-	if m := most.Load(); m > 20 {
+	if m := most.Load(); !refused || m > 20 {
 		t.Errorf("%d requests at once of a connection that may have 10", m)
 	}
 }
