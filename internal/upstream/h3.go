@@ -67,6 +67,12 @@ func (l *h3Link) RoundTrip(req *http.Request) (*http.Response, error) {
 	u := *req.URL
 	u.Scheme = "https"
 	sent.URL = &u
+	if body, ok := req.Body.(*requestBody); ok && body.expect {
+		// HTTP/3 sends the body without waiting for 100 (Continue).
+		body.expect = false
+		sent.Header = req.Header.Clone()
+		sent.Header.Del("Expect")
+	}
 	for try := 0; ; try++ {
 		c, fresh := l.take()
 		resp, err := l.over(c, &sent)
@@ -314,6 +320,10 @@ func handshakeError(err error) error {
 // (RFC 9114 §5.2, H3_REQUEST_REJECTED), or its connection ended and it changes
 // nothing. A body that was begun is not sent again: its writer may still read.
 func h3Again(c *h3Conn, req *http.Request, err error) bool {
+	var connecting *connectError
+	if errors.As(err, &connecting) {
+		return false // it was shared with the request that began it
+	}
 	if strings.HasPrefix(err.Error(), "http3: conn unusable") {
 		return true // no stream was opened, the body is untouched
 	}

@@ -119,6 +119,10 @@ func TestH3Upstream(t *testing.T) {
 			t.Errorf("trailer %q, want %q", got, want)
 		}
 	}
+	resp = do("POST", "/echo", strings.NewReader("expected"), func(r *http.Request) { r.Header.Set("Expect", "100-continue") })
+	if b, err := io.ReadAll(resp.Body); err != nil || string(b) != "expected" {
+		t.Errorf("behind Expect: %q %v", b, err)
+	}
 	resp = do("GET", "/stream", nil, nil)
 	first := make([]byte, 5)
 	if _, err := io.ReadFull(resp.Body, first); err != nil || string(first) != "first" {

@@ -141,7 +141,18 @@ func (m *healthChecks) hostsChanged(now []*host) {
 
 // observe notes the target's first request: from then on the usual intervals
 // hold instead of those without traffic.
-func (m *healthChecks) observe(*host, outcome) {
+func (m *healthChecks) observe(*host, outcome) { m.asked() }
+
+// wanted tells that a request came and found no host.
+func (t *Target) wanted() {
+	for _, m := range t.monitors {
+		if c, ok := m.(*healthChecks); ok {
+			c.asked()
+		}
+	}
+}
+
+func (m *healthChecks) asked() {
 	if !m.traffic.Load() && m.traffic.CompareAndSwap(false, true) {
 		m.hurry()
 	}

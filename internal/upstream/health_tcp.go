@@ -43,11 +43,11 @@ func (p *tcpProber) probe(ctx context.Context) verdict {
 	}
 	conn := p.conn
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
 	v := p.talk(conn)
+	inTime := stop()
 	// A connection is kept only to be spoken on again; whether a new one can
 	// be made is all that a check without receive tells.
-	if !v.ok || !p.c.reuse || len(p.c.tcp.receive) == 0 {
+	if !v.ok || !inTime || !p.c.reuse || len(p.c.tcp.receive) == 0 {
 		p.close()
 	}
 	return v
