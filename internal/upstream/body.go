@@ -33,6 +33,7 @@ type requestBody struct {
 	start   sync.Once
 	stop    sync.Once
 	begun   atomic.Bool
+	guard   atomic.Pointer[responseGuard] // of the connection in use, HTTP/1.1 only
 	n       atomic.Int64
 
 	// Whether the upstream spoke, and said Continue, before we sent the body.
@@ -179,9 +180,13 @@ func (b *requestBody) clientError() error {
 func (b *requestBody) Close() error { return nil }
 
 // again lets Transport send the body over another connection, as long as what
-// it read of it is still here. It asks only if nothing was written to the
-// first connection or the method is idempotent, and its writer is done.
+// it read of it is still here and none of it can have been seen: nothing was
+// written to the first connection, or, over HTTP/2, the upstream says that it
+// did not begin with the request. Its writer is done.
 func (b *requestBody) again() (io.ReadCloser, error) {
+	if g := b.guard.Load(); g != nil && b.begun.Load() && !g.untouched() {
+		return nil, errBodyStopped
+	}
 	if b.much {
 		return nil, errBodyStopped
 	}

@@ -152,6 +152,14 @@ func newRequest(ctx context.Context, ep *endpoint, edits *exchange.HeaderEdits, 
 			req.Header["Sec-Websocket-Key"] = []string{out.key}
 		}
 	}
+	// Transport would send a POST again that has one of these, in this
+	// spelling, on the client's word that the upstream understands it.
+	for _, name := range []string{"Idempotency-Key", "X-Idempotency-Key"} {
+		if values, ok := req.Header[name]; ok {
+			delete(req.Header, name)
+			req.Header[strings.ToLower(name)] = values
+		}
+	}
 	if _, ok := req.Header["User-Agent"]; !ok {
 		req.Header["User-Agent"] = nil // else Transport says its own name
 	}

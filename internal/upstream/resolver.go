@@ -80,7 +80,8 @@ func (d DNS) key() string { return fmt.Sprintf("%+v", d) }
 
 func newResolver(d DNS) (*resolver, error) {
 	r := &resolver{key: d.key(), dns: d, names: map[string]*lookup{}}
-	if len(d.Resolvers) > 0 || d.TCP || d.Tries > 0 || d.QueryTimeout > 0 {
+	otherPorts := d.UDPMaxQueries != 0 && d.UDPMaxQueries != defaultUDPMaxQueries
+	if len(d.Resolvers) > 0 || d.TCP || d.Tries > 0 || d.QueryTimeout > 0 || otherPorts {
 		var err error
 		if r.client, err = newDNSClient(d); err != nil {
 			return nil, err

@@ -37,6 +37,7 @@ type responseGuard struct {
 	waiting bool       // a request is out, and its final head not in
 	isHead  bool
 	upgrade bool
+	wrote   bool  // anything of the request
 	failure error // sticky
 
 	// Owned by Transport's reading goroutine.
@@ -70,7 +71,14 @@ func (g *responseGuard) expect(method string, upgrade bool) {
 		// Cannot happen while Transport sends one request at a time.
 		g.failure = bad("two requests at once on one connection")
 	}
-	g.waiting, g.isHead, g.upgrade = true, method == "HEAD", upgrade
+	g.waiting, g.isHead, g.upgrade, g.wrote = true, method == "HEAD", upgrade, false
+}
+
+// untouched reports whether nothing of the request was written.
+func (g *responseGuard) untouched() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return !g.wrote
 }
 
 func (g *responseGuard) Write(p []byte) (int, error) {
@@ -80,7 +88,13 @@ func (g *responseGuard) Write(p []byte) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	return g.Conn.Write(p)
+	n, err := g.Conn.Write(p)
+	if n > 0 {
+		g.mu.Lock()
+		g.wrote = true
+		g.mu.Unlock()
+	}
+	return n, err
 }
 
 // CloseWrite half-closes an upgraded connection.

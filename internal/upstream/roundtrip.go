@@ -227,6 +227,7 @@ func (e *trip) run(edits *exchange.HeaderEdits) error {
 	}
 	h := t.pick(key, nil)
 	if h == nil {
+		t.wanted()
 		return noHost(set)
 	}
 	again, err := e.try(h, edits)
@@ -314,8 +315,12 @@ func (e *trip) send(out *outgoing) (*http.Response, error) {
 	trace := &httptrace.ClientTrace{
 		GotConn: func(info httptrace.GotConnInfo) {
 			e.settle(true)
-			if g, ok := info.Conn.(*responseGuard); ok {
+			g, _ := info.Conn.(*responseGuard)
+			if g != nil {
 				g.expect(out.req.Method, out.upgrade != "")
+			}
+			if out.body != nil {
+				out.body.guard.Store(g)
 			}
 		},
 		Got1xxResponse: func(status int, h textproto.MIMEHeader) error {

@@ -858,6 +858,60 @@ func TestReplay(t *testing.T) {
 	}
 }
 
+// TestNeverTwice: an upstream that takes a request over a connection in use and
+// closes it without an answer is asked again only what may be asked twice.
+func TestNeverTwice(t *testing.T) {
+	for _, tc := range []struct {
+		method, body string
+		header       string
+		twice        bool
+	}{
+		{"GET", "", "", true},
+		{"HEAD", "", "", true},
+		{"GET", "with a body", "", false},
+		{"POST", "", "", false},
+		{"POST", "hello", "", false},
+		{"POST", "hello", "Idempotency-Key", false},
+		{"POST", "", "X-Idempotency-Key", false},
+		{"PUT", "hello", "", false},
+		{"DELETE", "", "", false},
+	} {
+		var mu sync.Mutex
+		heads := 0
+		to, _ := raw(t, func(c net.Conn, r *bufio.Reader) {
+			for n := 0; ; n++ {
+				if _, err := readRequestHead(r); err != nil {
+					return
+				}
+				mu.Lock()
+				heads++
+				all := heads
+				mu.Unlock()
+				if n == 1 && all == 2 {
+					return // the second request of the first connection
+				}
+				io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+			}
+		})
+		d := newDoor(t, target(t, Spec{}, to))
+		get(t, d.URL)
+		req, _ := http.NewRequest(tc.method, d.URL, strings.NewReader(tc.body))
+		if tc.header != "" {
+			req.Header[tc.header] = []string{"1"}
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		mu.Lock()
+		if twice := heads == 3; twice != tc.twice || twice != (resp.StatusCode == 200) {
+			t.Errorf("%s %q %s: asked %d times, status %d", tc.method, tc.body, tc.header, heads-1, resp.StatusCode)
+		}
+		mu.Unlock()
+	}
+}
+
 type plainBody struct{ io.Reader }
 
 func (plainBody) Trailers() iter.Seq2[string, string] { return func(func(string, string) bool) {} }
