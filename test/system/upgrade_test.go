@@ -409,6 +409,7 @@ func TestUpgrade(t *testing.T) {
 			stop := p.load()
 			p.check(private.goesOn())
 			p.upgrade(p.cmd.Process.Pid)
+			overlap := time.After(6 * time.Second) // until idle connections of the old one are closed, too
 			p.check(private.goesOn())
 			p.check(public.goesOn())
 			p.until(20*time.Second, func() error { // the listeners of the old one are closed
@@ -426,6 +427,7 @@ func TestUpgrade(t *testing.T) {
 				t.Errorf("signed in before, now %s", page.Status)
 			}
 			p.signIn()
+			<-overlap
 			p.check(public.goesOn())
 			n, failed := stop()
 			if len(failed) > 0 {
