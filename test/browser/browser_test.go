@@ -130,7 +130,7 @@ func startDemo(t *testing.T) *demo {
 }
 
 // startBrowser starts Chromium with a fresh home that trusts caFile, if any.
-func startBrowser(t *testing.T, caFile string) context.Context {
+func startBrowser(t *testing.T, caFile string, more ...chromedp.ExecAllocatorOption) context.Context {
 	t.Helper()
 	home := t.TempDir()
 	if caFile != "" {
@@ -149,7 +149,7 @@ func startBrowser(t *testing.T, caFile string) context.Context {
 		chromedp.UserDataDir(filepath.Join(home, "profile")), chromedp.Env("HOME="+home),
 		chromedp.Flag("disable-background-networking", true), chromedp.WindowSize(1200, 900),
 		chromedp.WSURLReadTimeout(60*time.Second))
-	ctx, cancel := chromedp.NewExecAllocator(t.Context(), options...)
+	ctx, cancel := chromedp.NewExecAllocator(t.Context(), append(options, more...)...)
 	t.Cleanup(cancel)
 	ctx, cancel = chromedp.NewContext(ctx)
 	t.Cleanup(cancel)
