@@ -241,8 +241,12 @@ func (p *installed) upgrade(pid int) {
 	p.t.Helper()
 	before, err := p.status()
 	p.check(err)
+	known := len(p.heirs())
 	p.check(syscall.Kill(pid, syscall.SIGUSR2))
 	p.until(30*time.Second, func() error {
+		if len(p.heirs()) == known {
+			return fmt.Errorf("the log names no new process")
+		}
 		after, err := p.status()
 		if err == nil && after.StartedAt.Equal(before.StartedAt) {
 			err = fmt.Errorf("the old process still answers")
