@@ -118,7 +118,7 @@ func (s *Server) adopted(g *generation, at time.Time) {
 	s.metrics.RoutesIsolated(len(o.isolated))
 	s.health.Report(telemetry.CheckConfigBuild, telemetry.StatusRunning, nil,
 		telemetry.HealthAttribute{Key: "checksum", Value: sum}, telemetry.HealthAttribute{Key: "adopted", Value: at.UTC().Format(time.RFC3339)},
-		telemetry.HealthAttribute{Key: "source", Value: s.o.ConfigFile})
+		telemetry.HealthAttribute{Key: "source", Value: s.source()})
 	s.health.Report(checkReload, telemetry.StatusRunning, nil)
 	var broken error
 	var attributes []telemetry.HealthAttribute
@@ -126,12 +126,22 @@ func (s *Server) adopted(g *generation, at time.Time) {
 		if i == 20 {
 			break // the rest is in the log
 		}
-		attributes = append(attributes, telemetry.HealthAttribute{Key: r.From, Value: r.Place + ": " + r.Problem})
+		// Where and what is for those who may read the log: anybody on the
+		// machine may ask for health.
+		attributes = append(attributes, telemetry.HealthAttribute{Key: r.Path, Value: "answers 503"})
 	}
 	if n := len(o.isolated); n > 0 {
 		broken = fmt.Errorf("%d of %d routes answer 503 because of mistakes in them; see postern status", n, len(g.cfg.Routes))
 	}
 	s.health.Report(checkRoutes, telemetry.StatusRunning, broken, attributes...)
+}
+
+// source is where the configuration is from, without telling a path.
+func (s *Server) source() string {
+	if s.o.ConfigFile == "" {
+		return "environment"
+	}
+	return "file"
 }
 
 // apply builds a generation, binds what it listens on and swaps. Until the
