@@ -73,16 +73,22 @@ func IsFieldValue[T string | []byte](s T) bool {
 
 // ParseFieldLine splits a header line, given without its CRLF, into name and
 // value. The value comes without the white space around it. Both alias line.
-func ParseFieldLine(line []byte) (name, value []byte, err error) {
+func ParseFieldLine(line []byte) (name, value []byte, err error) { return parseField(line) }
+
+// ParseField is ParseFieldLine for a line that is a string.
+func ParseField(line string) (name, value string, err error) { return parseField(line) }
+
+func parseField[T string | []byte](line T) (name, value T, err error) {
+	var none T
 	i := 0
 	for i < len(line) && byteClass[line[i]]&isTokenByte != 0 {
 		i++
 	}
 	if i == 0 && len(line) > 0 && (line[0] == ' ' || line[0] == '\t') {
-		return nil, nil, ErrFieldFold
+		return none, none, ErrFieldFold
 	}
 	if i == 0 || i == len(line) || line[i] != ':' {
-		return nil, nil, ErrFieldName
+		return none, none, ErrFieldName
 	}
 	name, value = line[:i], line[i+1:]
 	for len(value) > 0 && (value[0] == ' ' || value[0] == '\t') {
@@ -91,10 +97,8 @@ func ParseFieldLine(line []byte) (name, value []byte, err error) {
 	for n := len(value); n > 0 && (value[n-1] == ' ' || value[n-1] == '\t'); n-- {
 		value = value[:n-1]
 	}
-	for _, c := range value {
-		if byteClass[c]&isValueByte == 0 {
-			return nil, nil, ErrFieldValue
-		}
+	if !IsFieldValue(value) {
+		return none, none, ErrFieldValue
 	}
 	return name, value, nil
 }
@@ -131,7 +135,28 @@ const (
 // Scan reads on. n is how many bytes of p belong to the body and are in order;
 // done says that the body ended there. n is less than len(p) only at the end
 // of the body or before the byte that err complains about.
-func (s *ChunkScanner) Scan(p []byte) (n int, done bool, err error) {
+func (s *ChunkScanner) Scan(p []byte) (n int, done bool, err error) { return s.scan(p, false) }
+
+// Next reads on as Scan does, but at most to the end of one run of payload,
+// which is data, or to where the trailers begin.
+func (s *ChunkScanner) Next(p []byte) (data []byte, n int, done bool, err error) {
+	n, done, err = s.scan(p, true)
+	if s.state == chunkData && n < len(p) {
+		take := min(uint64(len(p)-n), s.size)
+		data = p[n : n+int(take)]
+		n += int(take)
+		if s.size -= take; s.size == 0 {
+			s.state = chunkDataCR
+		}
+	}
+	return data, n, done, err
+}
+
+// InTrailers reports whether what is read next belongs to the trailer section.
+func (s *ChunkScanner) InTrailers() bool { return s.state >= trailerStart && s.state <= trailerEndLF }
+
+// scan stops, if told to, before a payload and before the trailers.
+func (s *ChunkScanner) scan(p []byte, stop bool) (n int, done bool, err error) {
 	for n < len(p) {
 		c := p[n]
 		switch s.state {
@@ -169,7 +194,14 @@ func (s *ChunkScanner) Scan(p []byte) (n int, done bool, err error) {
 			if s.state = chunkData; s.size == 0 {
 				s.state = trailerStart
 			}
+			if stop {
+				// The line feed is used up, and counts to no trailer.
+				return n + 1, false, nil
+			}
 		case chunkData:
+			if stop {
+				return n, false, nil
+			}
 			skip := uint64(len(p) - n)
 			if skip > s.size {
 				skip = s.size

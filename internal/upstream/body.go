@@ -32,8 +32,7 @@ type requestBody struct {
 	done    chan struct{} // the reading goroutine is gone
 	start   sync.Once
 	stop    sync.Once
-	begun   atomic.Bool
-	guard   atomic.Pointer[responseGuard] // of the connection in use, HTTP/1.1 only
+	started atomic.Bool
 	n       atomic.Int64
 
 	// Whether the upstream spoke, and said Continue, before we sent the body.
@@ -70,7 +69,7 @@ func (b *requestBody) Read(p []byte) (int, error) {
 		<-b.stopped
 		return 0, errBodyStopped
 	}
-	b.begun.Store(true)
+	b.started.Store(true)
 	b.start.Do(func() {
 		if b.src == nil {
 			close(b.done)
@@ -166,8 +165,10 @@ func (b *requestBody) copyTrailers() {
 	}
 }
 
-// clientError is what reading the client failed with, if it did.
-func (b *requestBody) clientError() error {
+func (b *requestBody) begun() bool  { return b.started.Load() }
+func (b *requestBody) moved() int64 { return b.n.Load() }
+
+func (b *requestBody) failure() error {
 	if b == nil {
 		return nil
 	}
@@ -184,9 +185,6 @@ func (b *requestBody) Close() error { return nil }
 // written to the first connection, or, over HTTP/2, the upstream says that it
 // did not begin with the request. Its writer is done.
 func (b *requestBody) again() (io.ReadCloser, error) {
-	if g := b.guard.Load(); g != nil && b.begun.Load() && !g.untouched() {
-		return nil, errBodyStopped
-	}
 	if b.much {
 		return nil, errBodyStopped
 	}
@@ -215,7 +213,7 @@ func (b *requestBody) finish() {
 		return
 	}
 	b.stop.Do(func() { close(b.stopped) })
-	if !b.begun.Load() {
+	if !b.started.Load() {
 		return
 	}
 	select {
@@ -229,9 +227,9 @@ func (b *requestBody) finish() {
 	}
 }
 
-// finishSoon unblocks whoever waits for the body, without waiting for the
+// interrupt unblocks whoever waits for the body, without waiting for the
 // client; finish follows.
-func (b *requestBody) finishSoon() {
+func (b *requestBody) interrupt() {
 	if b != nil {
 		b.stop.Do(func() { close(b.stopped) })
 	}

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"postern/internal/upstream/http1"
 )
 
 // connectTimeout bounds connecting, TLS included (configuration.md §2.11).
@@ -60,16 +62,13 @@ func (t *Target) dialPort(ctx context.Context, h *host, port uint16) (net.Conn, 
 }
 
 // connect is dialHost for exchanges: it keeps to the limit of connections.
-func (t *Target) connect(ctx context.Context, h *host) (net.Conn, error) {
+// settled, if not nil, ends the wait for room when nobody needs it any more.
+func (t *Target) connect(ctx context.Context, h *host, settled <-chan struct{}) (net.Conn, error) {
 	b := &t.breaker
 	if !take(&b.open, b.maxConnections) {
-		e, _ := ctx.Value(tripKey{}).(*trip)
-		if e == nil {
-			return nil, overflow("max_connections", b.maxConnections)
-		}
 		waiting, cancel := context.WithTimeout(ctx, pendingFor)
 		defer cancel()
-		if err := b.connection(waiting, e.settledChan(), t.closeIdle); err != nil {
+		if err := b.connection(waiting, settled, t.closeIdle); err != nil {
 			return nil, err
 		}
 	}
@@ -103,6 +102,9 @@ func (c *countedConn) Close() error {
 	return err
 }
 
+// NetConn gives the socket.
+func (c *countedConn) NetConn() net.Conn { return c.Conn }
+
 // CloseWrite ends one direction of a tunnel.
 func (c *countedConn) CloseWrite() error {
 	if cw, ok := c.Conn.(interface{ CloseWrite() error }); ok {
@@ -116,14 +118,16 @@ func (t *Target) tlsConfigFor(h *host, alpn []string) *tls.Config {
 	return t.tls.config(h.endpoint.tlsName, alpn)
 }
 
-func (t *Target) dialTLS(ctx context.Context, h *host, alpn []string) (net.Conn, error) {
+// dialHTTP2 connects over TLS for Transport, which is to speak HTTP/2. If the
+// host prefers HTTP/1.1, the connection is kept for that.
+func (t *Target) dialHTTP2(ctx context.Context, h *host, l *links) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
-	raw, err := t.connect(ctx, h)
+	raw, err := t.connect(ctx, h, settled(ctx))
 	if err != nil {
 		return nil, err
 	}
-	c := tls.Client(raw, t.tlsConfigFor(h, alpn))
+	c := tls.Client(raw, t.tlsConfigFor(h, []string{"h2", "http/1.1"}))
 	if err := c.HandshakeContext(ctx); err != nil {
 		raw.Close()
 		return nil, &connectError{&tlsError{err}}
@@ -132,13 +136,15 @@ func (t *Target) dialTLS(ctx context.Context, h *host, alpn []string) (net.Conn,
 		if !t.h1Seen.Load() && !t.multiplexed.Swap(true) {
 			t.breaker.grantAll()
 		}
-		return c, nil // Transport speaks HTTP/2 on a *tls.Conn that chose it
+		return c, nil
 	}
-	if alpn[0] == "h2" {
-		t.h1Seen.Store(true)
-		t.multiplexed.Store(false)
+	t.h1Seen.Store(true)
+	t.multiplexed.Store(false)
+	l.http1.Store(true)
+	if !l.idle.put(http1.NewConn(c)) {
+		c.Close()
 	}
-	return newResponseGuard(c), nil
+	return nil, errSpeaksHTTP1
 }
 
 // tlsError marks handshake errors, for explain.

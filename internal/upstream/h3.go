@@ -16,6 +16,8 @@ import (
 
 	"github.com/quic-go/quic-go"
 	"github.com/quic-go/quic-go/http3"
+
+	"postern/internal/upstream/http1"
 )
 
 // quicConfig is for connections to upstreams. Idle ones are closed by their
@@ -271,7 +273,7 @@ func (t *Target) dialH3(ctx context.Context, h *host, port uint16) (*http3.Clien
 		return nil, &connectError{handshakeError(err)}
 	}
 	context.AfterFunc(conn.Context(), release)
-	h3 := &http3.Transport{DisableCompression: true, MaxResponseHeaderBytes: maxHeadBytes}
+	h3 := &http3.Transport{DisableCompression: true, MaxResponseHeaderBytes: http1.MaxHeadBytes}
 	return h3.NewClientConn(conn), nil
 }
 
@@ -346,7 +348,7 @@ func h3Error(err error) error {
 	var h3 *http3.Error
 	if !errors.As(err, &h3) {
 		if s := err.Error(); strings.Contains(s, "qpack") || strings.Contains(s, "pseudo header") || strings.Contains(s, "http3: too many 1xx") {
-			return &malformed{reason: s}
+			return &http1.Malformed{Reason: s}
 		}
 		return err
 	}
@@ -354,16 +356,7 @@ func h3Error(err error) error {
 	case http3.ErrCodeFrameUnexpected, http3.ErrCodeFrameError, http3.ErrCodeMessageError, http3.ErrCodeGeneralProtocolError,
 		http3.ErrCodeExcessiveLoad, http3.ErrCodeIDError, http3.ErrCodeSettingsError, http3.ErrCodeMissingSettings,
 		http3.ErrCodeStreamCreationError, http3.ErrCodeClosedCriticalStream, http3.ErrCodeQPACKDecompressionFailed:
-		return &malformed{reason: err.Error()}
+		return &http1.Malformed{Reason: err.Error()}
 	}
 	return err
 }
-
-// noUpgrades stands where HTTP/1.1 upgrades would go out.
-type noUpgrades struct{}
-
-func (noUpgrades) RoundTrip(*http.Request) (*http.Response, error) {
-	return nil, &Error{Kind: ErrUpgradeRefused, Detail: "an h3 endpoint carries no upgrades such as WebSockets; use https in to"}
-}
-
-func (noUpgrades) CloseIdleConnections() {}

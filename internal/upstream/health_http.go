@@ -11,6 +11,8 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+
+	"postern/internal/upstream/http1"
 )
 
 // httpCheck asks for a page and looks at the status and, if wanted, the body.
@@ -97,7 +99,7 @@ func (t *Target) checkTransport(h *host, c *healthCheck, codec string) roundTrip
 		},
 		DisableCompression:     true,
 		DisableKeepAlives:      !c.reuse,
-		MaxResponseHeaderBytes: maxHeadBytes,
+		MaxResponseHeaderBytes: http1.MaxHeadBytes,
 	}
 }
 
@@ -139,7 +141,10 @@ func (p *httpProber) request(ctx context.Context) (*http.Request, error) {
 	}
 	path, query, hasQuery := strings.Cut(p.c.path, "?")
 	req.URL = &url.URL{Scheme: p.scheme, Host: p.addr}
-	if err := setTarget(req.URL, p.c.method, path, query, hasQuery); err != nil {
+	if err := checkTarget(p.c.method, path, query); err != nil {
+		return nil, err
+	}
+	if err := setTarget(req.URL, path, query, hasQuery); err != nil {
 		return nil, err
 	}
 	req.Host = p.host

@@ -32,12 +32,14 @@ func (h *host) usable() bool { return !h.unhealthy.Load() && !h.ejected.Load() }
 // way go on.
 func (h *host) retire() {
 	h.retired.Store(true)
-	h.closeIdle()
+	if l := h.links.Load(); l != nil {
+		l.closeIdle(true)
+	}
 }
 
 func (h *host) closeIdle() {
 	if l := h.links.Load(); l != nil {
-		l.closeIdle()
+		l.closeIdle(false)
 	}
 }
 

@@ -4,7 +4,10 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"time"
+
+	"postern/internal/upstream/http1"
 )
 
 // idleFor is how long an unused connection to an upstream is kept.
@@ -16,13 +19,21 @@ type link interface {
 	CloseIdleConnections()
 }
 
-// links are the pools of one host: plain for ordinary exchanges; upgrades
-// opens a connection per exchange and speaks HTTP/1.1 only.
-type links struct{ plain, upgrades link }
+// links are the connections to one host. They are made in two ways: HTTP/1.1
+// is spoken by this package over connections of which the unused ones wait in
+// idle; HTTP/2 and HTTP/3 by shared.
+type links struct {
+	idle   idleConns
+	shared link // nil if the target speaks HTTP/1.1 only
+	// http1: the host was asked, and does not speak HTTP/2.
+	http1 atomic.Bool
+}
 
-func (l *links) closeIdle() {
-	l.plain.CloseIdleConnections()
-	l.upgrades.CloseIdleConnections()
+func (l *links) closeIdle(retire bool) {
+	l.idle.close(retire)
+	if l.shared != nil {
+		l.shared.CloseIdleConnections()
+	}
 }
 
 // linksOf gives the pools of a host. They are made when first used: most
@@ -39,20 +50,16 @@ func (t *Target) linksOf(h *host) (*links, error) {
 	if !take(&t.breaker.pools, t.breaker.maxPools) && !t.reclaimPool(h) {
 		return nil, overflow("max_connection_pools", t.breaker.maxPools)
 	}
-	var h1 http.Protocols
-	h1.SetHTTP1(true)
-	upgrades := t.newTransport(h, h1)
-	upgrades.DisableKeepAlives = true
-	l := &links{upgrades: upgrades}
-	if h.endpoint.scheme == "h3" {
+	l := &links{}
+	switch p := t.protocols; {
+	case h.endpoint.scheme == "h3":
 		var err error
-		if l.plain, err = newH3Link(t, h); err != nil {
+		if l.shared, err = newH3Link(t, h); err != nil {
 			t.breaker.pools.Add(-1)
 			return nil, err
 		}
-		l.upgrades = noUpgrades{}
-	} else {
-		l.plain = t.newTransport(h, t.protocols)
+	case p.HTTP2() || p.UnencryptedHTTP2():
+		l.shared = t.newTransport(h, l)
 	}
 	h.links.Store(l)
 	return l, nil
@@ -70,35 +77,30 @@ func (t *Target) reclaimPool(for_ *host) bool {
 			continue
 		}
 		if l := h.links.Swap(nil); l != nil {
-			l.closeIdle()
+			l.closeIdle(true)
 			return true
 		}
 	}
 	return false
 }
 
-func (t *Target) newTransport(h *host, p http.Protocols) *http.Transport {
-	alpn := []string{"http/1.1"}
-	if p.HTTP2() {
-		alpn = []string{"h2", "http/1.1"}
-	}
+// newTransport makes what speaks HTTP/2 with a host.
+func (t *Target) newTransport(h *host, l *links) *http.Transport {
+	var p http.Protocols
+	p.SetHTTP2(t.protocols.HTTP2())
+	p.SetUnencryptedHTTP2(t.protocols.UnencryptedHTTP2())
 	return &http.Transport{
 		Protocols: &p,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			c, err := t.connect(ctx, h)
-			if err != nil || p.UnencryptedHTTP2() {
-				return c, err
-			}
-			return newResponseGuard(c), nil
+			return t.connect(ctx, h, settled(ctx))
 		},
 		DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return t.dialTLS(ctx, h, alpn)
+			return t.dialHTTP2(ctx, h, l)
 		},
 		DisableCompression:     true,
-		MaxIdleConnsPerHost:    1024,
 		IdleConnTimeout:        idleFor,
-		ExpectContinueTimeout:  time.Second,
-		MaxResponseHeaderBytes: maxHeadBytes + 4096, // the guard counts first
+		ExpectContinueTimeout:  continueFor,
+		MaxResponseHeaderBytes: http1.MaxHeadBytes,
 		HTTP2: &http.HTTP2Config{
 			// Notice a dead connection before its streams time out.
 			SendPingTimeout: 30 * time.Second,

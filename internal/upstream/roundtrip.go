@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
@@ -16,6 +15,7 @@ import (
 	"time"
 
 	"postern/internal/exchange"
+	"postern/internal/upstream/http1"
 )
 
 // Options are what a route says about one exchange.
@@ -135,13 +135,15 @@ func RoundTrip(ctx context.Context, t *Target, edits *exchange.HeaderEdits, v ex
 	if !stop() {
 		<-interrupted
 	}
-	if e.body != nil {
-		e.result.RequestBytes = e.body.n.Load()
+	if e.upload != nil {
+		e.result.RequestBytes = e.upload.moved()
 	}
 	if err != nil {
 		err = e.failed(ctx, err)
 	}
-	e.body.finish()
+	if e.upload != nil {
+		e.upload.finish()
+	}
 	return e.result, err
 }
 
@@ -161,8 +163,10 @@ type trip struct {
 	moved   atomic.Int64 // when bytes last moved, since began, in ns
 	writing atomic.Bool  // a write to the client may be blocking
 
-	clocks    sync.Mutex // of the clocks and for the assignment of body
-	body      *requestBody
+	clocks    sync.Mutex  // of the clocks, and for the assignment of upload and conn
+	upload    upload      // the request's body; nil without one
+	conn      *http1.Conn // of ours, in use
+	cut       bool        // interrupt was called
 	headClock *time.Timer
 	idleClock *time.Timer
 	headIn    bool
@@ -198,8 +202,17 @@ func (e *trip) settledChan() <-chan struct{} {
 	return e.settles
 }
 
-// tripKey finds the *trip in the context of its dials.
+// tripKey finds the *trip in the context of its dials by Transport.
 type tripKey struct{}
+
+// settled is closed once the exchange that Transport dials for needs no
+// connection; nil without one.
+func settled(ctx context.Context) <-chan struct{} {
+	if e, _ := ctx.Value(tripKey{}).(*trip); e != nil {
+		return e.settledChan()
+	}
+	return nil
+}
 
 // maxTries is how many hosts are tried until one accepts a connection.
 const maxTries = 3
@@ -260,19 +273,11 @@ func (e *trip) try(h *host, edits *exchange.HeaderEdits) (again bool, err error)
 	e.result.Endpoint = h.endpoint.name
 	h.enter()
 	defer h.leave()
-	out, err := newRequest(e.ctx, h.endpoint, edits, e.v, e.x, e.o)
+	out, err := newRequest(h.endpoint, edits, e.v, e.o)
 	if err != nil {
 		return false, err
 	}
-	e.clocks.Lock()
-	e.body = out.body
-	e.clocks.Unlock()
-	if out.body != nil {
-		out.body.touched, out.body.ended = e.touch, e.startHeadClock
-	} else {
-		e.startHeadClock()
-	}
-	resp, err := e.send(out)
+	a, err := e.send(h, out)
 	e.settle(true)
 	if err != nil {
 		e.observe(h, 0, err)
@@ -284,16 +289,14 @@ func (e *trip) try(h *host, edits *exchange.HeaderEdits) (again bool, err error)
 		if h.endpoint.dnsName != "" {
 			e.t.suspect.Store(true)
 		}
-		return e.body == nil || !e.body.begun.Load(), err
+		return e.upload == nil || !e.upload.begun(), err
 	}
-	e.observe(h, resp.StatusCode, nil)
-	e.headArrived()
-	e.result.Head = time.Since(e.began)
-	if resp.StatusCode == http.StatusSwitchingProtocols {
-		return false, e.tunnel(out, resp)
+	e.observe(h, a.status(), nil)
+	if a.status() == http.StatusSwitchingProtocols {
+		return false, e.tunnel(out, a)
 	}
-	defer resp.Body.Close()
-	return false, e.forward(resp)
+	defer a.close()
+	return false, e.forward(a)
 }
 
 // observe tells the target's monitors how a try ended, unless it was the
@@ -304,25 +307,77 @@ func (e *trip) observe(h *host, status int, err error) {
 	}
 	if err != nil {
 		cause := context.Cause(e.ctx)
-		if cause != nil && !errors.Is(cause, errTimeout) && !errors.Is(cause, errIdle) || e.body.clientError() != nil {
+		if cause != nil && !errors.Is(cause, errTimeout) && !errors.Is(cause, errIdle) || e.bodyFailure() != nil {
 			return
 		}
 	}
 	e.t.observe(h, outcome{status: status, local: err != nil, gateway: status >= 502 && status <= 504})
 }
 
-func (e *trip) send(out *outgoing) (*http.Response, error) {
+// setUpload makes the body known to interrupt.
+func (e *trip) setUpload(u upload) {
+	e.clocks.Lock()
+	e.upload = u
+	e.clocks.Unlock()
+}
+
+func (e *trip) bodyFailure() error {
+	if e.upload == nil {
+		return nil
+	}
+	return e.upload.failure()
+}
+
+// setConn makes the connection known to interrupt; false if that came first.
+func (e *trip) setConn(c *http1.Conn) bool {
+	e.clocks.Lock()
+	defer e.clocks.Unlock()
+	e.conn = c
+	return !e.cut
+}
+
+// releaseConn takes it back; false if it was interrupted.
+func (e *trip) releaseConn() bool { return e.setConn(nil) }
+
+// noDeadline lifts a deadline, unless the exchange was interrupted.
+func (e *trip) noDeadline(c *http1.Conn) {
+	e.clocks.Lock()
+	defer e.clocks.Unlock()
+	if !e.cut {
+		c.SetReadDeadline(time.Time{})
+	}
+}
+
+// send sends a request and waits for the head of the answer.
+func (e *trip) send(h *host, out *outgoing) (response, error) {
+	l, err := e.t.linksOf(h)
+	if err != nil {
+		return nil, err
+	}
+	if l.shared != nil && !l.http1.Load() && out.upgrade == "" {
+		a, err := e.transport(l.shared, out)
+		if !errors.Is(err, errSpeaksHTTP1) {
+			return a, err
+		}
+	}
+	if h.endpoint.scheme == "h3" {
+		return nil, &Error{Kind: ErrUpgradeRefused, Detail: "an h3 endpoint carries no upgrades such as WebSockets; use https in to"}
+	}
+	return e.direct(h, l, out)
+}
+
+// transport sends a request over HTTP/2 or HTTP/3.
+func (e *trip) transport(l link, out *outgoing) (response, error) {
+	var body *requestBody
+	if out.size != 0 {
+		body = newRequestBody(e.x.Body())
+		body.touched, body.ended = e.touch, e.startHeadClock
+		e.setUpload(body)
+	} else {
+		e.startHeadClock()
+	}
 	trace := &httptrace.ClientTrace{
-		GotConn: func(info httptrace.GotConnInfo) {
-			e.settle(true)
-			g, _ := info.Conn.(*responseGuard)
-			if g != nil {
-				g.expect(out.req.Method, out.upgrade != "")
-			}
-			if out.body != nil {
-				out.body.guard.Store(g)
-			}
-		},
+		GotConn: func(httptrace.GotConnInfo) { e.settle(true) },
 		Got1xxResponse: func(status int, h textproto.MIMEHeader) error {
 			e.touch()
 			if status == http.StatusContinue {
@@ -336,37 +391,26 @@ func (e *trip) send(out *outgoing) (*http.Response, error) {
 			return e.x.Inform(status, exchange.Fields(endToEnd(http.Header(h))))
 		},
 	}
-	if b := out.body; b != nil && b.expect {
-		trace.GotFirstResponseByte = func() { b.spoke.Store(true) }
-		trace.Got100Continue = func() { b.goAhead.Store(true) }
+	if out.expect {
+		trace.GotFirstResponseByte = func() { body.spoke.Store(true) }
+		trace.Got100Continue = func() { body.goAhead.Store(true) }
 	}
-	out.req = out.req.WithContext(httptrace.WithClientTrace(context.WithValue(e.ctx, tripKey{}, e), trace))
-	l, err := e.t.linksOf(e.host)
+	ctx := httptrace.WithClientTrace(context.WithValue(e.ctx, tripKey{}, e), trace)
+	req, err := out.forTransport(ctx, body)
 	if err != nil {
 		return nil, err
 	}
-	if out.upgrade != "" {
-		return l.upgrades.RoundTrip(out.req)
+	resp, err := l.RoundTrip(req)
+	if err != nil {
+		return nil, err
 	}
-	return l.plain.RoundTrip(out.req)
+	e.spoke()
+	return &transported{resp: resp, isHead: e.isHead}, nil
 }
 
 // forward sends an ordinary response.
-func (e *trip) forward(resp *http.Response) error {
-	head := ResponseHead{Status: resp.StatusCode, Length: resp.ContentLength, Fields: endToEnd(resp.Header)}
-	noBody := e.isHead || head.Status == http.StatusNoContent || head.Status == http.StatusNotModified
-	if noBody && !e.isHead {
-		head.Length = 0
-	}
-	if e.isHead || head.Status == http.StatusNotModified {
-		// It describes what a GET would get, and no body follows it.
-		if length := resp.Header.Get("Content-Length"); length != "" {
-			head.Add("Content-Length", length)
-		}
-	}
-	if len(resp.Trailer) > 0 && !noBody {
-		head.Add("Trailer", strings.Join(slices.Sorted(maps.Keys(resp.Trailer)), ", "))
-	}
+func (e *trip) forward(a response) error {
+	head := a.head()
 	if e.o.OnResponse != nil {
 		if err := e.o.OnResponse(&head); err != nil {
 			return &Error{Kind: ErrBadResponse, Detail: err.Error(), Err: err}
@@ -382,7 +426,7 @@ func (e *trip) forward(resp *http.Response) error {
 	if err := e.x.Begin(head.Status, exchange.Fields(head.Fields), head.Length); err != nil {
 		return &clientError{err}
 	}
-	if noBody {
+	if a.bodiless() {
 		return e.finish(nil)
 	}
 	// Whoever does not know how long a body gets is likely streaming: each
@@ -393,44 +437,32 @@ func (e *trip) forward(resp *http.Response) error {
 			return &clientError{err}
 		}
 	}
-	var buf patient
-	defer buf.free()
-	if !streaming {
-		buf.large = copyBuffers.Get().(*[]byte)
-	}
 	for {
-		b := buf.next()
-		n, err := resp.Body.Read(b)
-		if n > 0 {
-			e.touch()
-			if _, err := e.x.Write(b[:n]); err != nil {
-				return &clientError{err}
-			}
-			if streaming {
-				if err := e.x.Flush(); err != nil {
-					return &clientError{err}
-				}
-			}
-			e.result.ResponseBytes += int64(n)
-			e.touch()
-			if streaming {
-				buf.took(n)
-			}
-		}
+		data, err := a.next()
 		if err == io.EOF {
-			break
+			return e.finish(a.trailers())
 		}
 		if err != nil {
 			return err
 		}
+		e.touch()
+		if _, err := e.x.Write(data); err != nil {
+			return &clientError{err}
+		}
+		if streaming {
+			if err := e.x.Flush(); err != nil {
+				return &clientError{err}
+			}
+		}
+		e.result.ResponseBytes += int64(len(data))
+		e.touch()
 	}
-	return e.finish(resp.Trailer)
 }
 
-func (e *trip) finish(trailer http.Header) error {
+func (e *trip) finish(trailers []exchange.Field) error {
 	var fields exchange.HeaderSeq
-	if len(trailer) > 0 {
-		fields = exchange.Fields(endToEnd(trailer))
+	if len(trailers) > 0 {
+		fields = exchange.Fields(trailers)
 	}
 	if err := e.x.Finish(fields); err != nil {
 		return &clientError{err}
@@ -450,27 +482,6 @@ func isStream(contentType string) bool {
 	return kind == "text/event-stream" || kind == "application/x-ndjson" || strings.HasPrefix(kind, "application/grpc")
 }
 
-// endToEnd lists the fields of a response that go on to the client, in the
-// order of their names.
-func endToEnd(h http.Header) []exchange.Field {
-	named := map[string]bool{}
-	for _, value := range h["Connection"] {
-		for _, name := range strings.Split(value, ",") {
-			named[strings.ToLower(strings.TrimSpace(name))] = true
-		}
-	}
-	fields := make([]exchange.Field, 0, len(h)+2)
-	for _, name := range slices.Sorted(maps.Keys(h)) {
-		if lower := strings.ToLower(name); hopByHop[lower] || named[lower] {
-			continue
-		}
-		for _, value := range h[name] {
-			fields = append(fields, exchange.Field{Name: name, Value: value})
-		}
-	}
-	return fields
-}
-
 // touch notes that bytes moved.
 func (e *trip) touch() { e.moved.Store(int64(time.Since(e.began))) }
 
@@ -484,8 +495,10 @@ func (e *trip) startHeadClock() {
 	}
 }
 
-func (e *trip) headArrived() {
+// spoke notes that the final head arrived.
+func (e *trip) spoke() {
 	e.touch()
+	e.result.Head = time.Since(e.began)
 	e.clocks.Lock()
 	defer e.clocks.Unlock()
 	e.headIn = true
@@ -538,13 +551,18 @@ func (e *trip) stopClocks() {
 }
 
 // interrupt runs when the exchange's context ends and unblocks what no
-// context reaches: Transport waiting for the client's body, and our own write
-// to a client that reads nothing.
+// context reaches: whoever waits for the client's body, our own connection,
+// and our own write to a client that reads nothing.
 func (e *trip) interrupt() {
 	e.clocks.Lock()
-	body := e.body
+	e.cut = true
+	if e.upload != nil {
+		e.upload.interrupt()
+	}
+	if e.conn != nil {
+		e.conn.Interrupt()
+	}
 	e.clocks.Unlock()
-	body.finishSoon()
 	if e.writing.Load() {
 		e.x.Abort(context.Cause(e.ctx))
 	}
@@ -577,7 +595,7 @@ func (e *trip) classify(ctx context.Context, err error) *Error {
 		return &Error{Kind: ErrTimeout, Key: "idle_timeout", Err: cause,
 			Detail: fmt.Sprintf("no byte moved for %v; raise idle_timeout of the route", e.o.IdleTimeout)}
 	}
-	if bodyErr := e.body.clientError(); bodyErr != nil {
+	if bodyErr := e.bodyFailure(); bodyErr != nil {
 		return &Error{Kind: ErrClientGone, Detail: "the request body broke off: " + bodyErr.Error(), Err: bodyErr}
 	}
 	var client *clientError
@@ -591,11 +609,11 @@ func (e *trip) classify(ctx context.Context, err error) *Error {
 		}
 		return &Error{Kind: ErrCut, Detail: cause.Error(), Err: cause}
 	}
-	var broken *malformed
+	var broken *http1.Malformed
 	var connecting *connectError
 	switch {
 	case errors.As(err, &broken):
-		return &Error{Kind: ErrBadResponse, Detail: broken.reason, Err: err}
+		return &Error{Kind: ErrBadResponse, Detail: broken.Reason, Err: err}
 	case errors.As(err, &connecting) && isTimeout(err):
 		return &Error{Kind: ErrTimeout, Err: err, Detail: fmt.Sprintf("no connection within %v", connectTimeout)}
 	case errors.As(err, &connecting):

@@ -183,7 +183,7 @@ func TestRequestHead(t *testing.T) {
 		t.Errorf("request line %q", lines[0])
 	}
 	sort.Strings(lines[1:])
-	want := "Cookie: a=1|Host: other.example|Te: trailers|X-A: 1|X-A: 2|X-A: 3|X-Pomerium-Jwt-Assertion: ours|x-OLD: new"
+	want := "Cookie: a=1|Host: other.example|TE: trailers|X-A: 1|X-A: 2|X-A: 3|X-Pomerium-Jwt-Assertion: ours|x-OLD: new"
 	if got := strings.Join(lines[1:], "|"); got != want {
 		t.Errorf("upstream got %s\nwant         %s", got, want)
 	}
@@ -191,7 +191,7 @@ func TestRequestHead(t *testing.T) {
 
 func TestTargetsSentAsJudged(t *testing.T) {
 	for _, tc := range []struct{ path, query string }{
-		{"/", ""}, {"//a//b", "x"}, {"/a|b\"{}^`\\", "<>|\"{}"}, {"/%2e%2E/%zz", "%%%"}, {"/a;b=c", "a;b"}, {"/\xc3\xa9", "\xff"}, {"/a:b@c", ""},
+		{"/", ""}, {"//a//b", "x"}, {"//|", ""}, {"/a|b\"{}^`\\", "<>|\"{}"}, {"/%2e%2E/%zz", "%%%"}, {"/a;b=c", "a;b"}, {"/\xc3\xa9", "\xff"}, {"/a:b@c", ""},
 	} {
 		head := wire(t, "GET / HTTP/1.1\r\nHost: app\r\n\r\n", func(*http.Request) *exchange.HeaderEdits {
 			return &exchange.HeaderEdits{Path: tc.path, RawQuery: tc.query, HasQuery: tc.query != ""}
@@ -209,7 +209,7 @@ func TestTargetsSentAsJudged(t *testing.T) {
 func TestTargetsRefused(t *testing.T) {
 	d := newDoor(t, target(t, Spec{}, upstreamServer(t, echo).URL))
 	for _, e := range []exchange.HeaderEdits{
-		{Path: "/a b"}, {Path: "/a\r\nX: 1"}, {Path: "/a#b"}, {Path: "/a?b"}, {Path: "http://evil/"}, {Path: "a"}, {Path: "//|"},
+		{Path: "/a b"}, {Path: "/a\r\nX: 1"}, {Path: "/a#b"}, {Path: "/a?b"}, {Path: "http://evil/"}, {Path: "a"},
 		{Path: "/", RawQuery: "a b", HasQuery: true}, {Path: "/", RawQuery: "a#b", HasQuery: true},
 		{Path: "/", Set: []exchange.Field{{Name: "X", Value: "a\r\nb"}}}, {Path: "/", Set: []exchange.Field{{Name: "X Y", Value: "a"}}},
 	} {
@@ -645,6 +645,7 @@ func TestUnaskedBytesOnIdleConnection(t *testing.T) {
 				first = false
 				<-poison
 				io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison")
+				poison <- true
 				io.Copy(io.Discard, r) // until closed
 				poison <- true
 				return
@@ -654,10 +655,11 @@ func TestUnaskedBytesOnIdleConnection(t *testing.T) {
 	d := newDoor(t, target(t, Spec{}, to))
 	get(t, d.URL)
 	poison <- true
-	<-poison // the proxy closed it
+	<-poison // written: over loopback that is, arrived
 	if _, body := get(t, d.URL); body != "fine" {
 		t.Errorf("got %q", body)
 	}
+	<-poison // the proxy closed it
 	if conns() != 2 {
 		t.Errorf("%d connections", conns())
 	}
@@ -998,35 +1000,5 @@ func TestNoTarget(t *testing.T) {
 	_, err := RoundTrip(context.Background(), nil, nil, &testView{r: &http.Request{URL: u}}, &x, Options{})
 	if !errors.Is(err, ErrUnreachable) {
 		t.Error(err)
-	}
-}
-
-func TestResponseGuardSplitsDoNotMatter(t *testing.T) {
-	answer := "HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX-T: 1\r\n\r\n"
-	for step := 1; step < len(answer); step += 7 {
-		a, b := net.Pipe()
-		g := newResponseGuard(a)
-		g.expect("GET", false)
-		go func() {
-			for rest := answer; rest != ""; {
-				n := min(step, len(rest))
-				io.WriteString(b, rest[:n])
-				rest = rest[n:]
-			}
-			b.Close()
-		}()
-		var got bytes.Buffer
-		buf := make([]byte, 11)
-		for {
-			n, err := g.Read(buf)
-			got.Write(buf[:n])
-			if err != nil {
-				break
-			}
-		}
-		if got.String() != answer {
-			t.Errorf("step %d: %q", step, got.String())
-		}
-		a.Close()
 	}
 }

@@ -23,21 +23,23 @@ const halfOpenFor = 5 * time.Minute
 const websocketGUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 // tunnel carries bytes both ways after 101.
-func (e *trip) tunnel(out *outgoing, resp *http.Response) error {
-	up, ok := resp.Body.(io.ReadWriteCloser)
-	if !ok {
+func (e *trip) tunnel(out *outgoing, a response) error {
+	up, upgrade := a.tunnel()
+	if up == nil {
+		a.close()
 		return &Error{Kind: ErrBadResponse, Detail: "status 101 on a connection that cannot be taken over"}
 	}
 	defer up.Close()
-	if got := resp.Header.Get("Upgrade"); !strings.EqualFold(strings.TrimSpace(got), out.upgrade) {
+	if !strings.EqualFold(upgrade, out.upgrade) {
 		return &Error{Kind: ErrBadResponse, Detail: fmt.Sprintf("asked to upgrade to %s, the upstream chose another protocol", out.upgrade)}
 	}
-	head := ResponseHead{Status: http.StatusSwitchingProtocols, Length: -1, Fields: endToEnd(resp.Header)}
+	head := a.head()
+	head.Length = -1
 	if out.key != "" {
 		// The client speaks HTTP/2, where a tunnel is a CONNECT: the proof of
 		// the handshake is for us.
 		sum := sha1.Sum([]byte(out.key + websocketGUID))
-		if resp.Header.Get("Sec-Websocket-Accept") != base64.StdEncoding.EncodeToString(sum[:]) {
+		if head.Get("Sec-WebSocket-Accept") != base64.StdEncoding.EncodeToString(sum[:]) {
 			return &Error{Kind: ErrBadResponse, Detail: "the WebSocket handshake of the upstream is wrong"}
 		}
 		head.Status = http.StatusOK

@@ -59,7 +59,7 @@ func TestTunnel(t *testing.T) {
 	d.options = Options{Upgrades: []string{"websocket"}, IdleTimeout: 30 * time.Second}
 	c, br := dialDoor(t, d, wsRequest)
 	head, err := readRequestHead(br)
-	if err != nil || !strings.HasPrefix(head, "HTTP/1.1 101") || !strings.Contains(head, "Sec-Websocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=") || !strings.Contains(head, "Connection: Upgrade") {
+	if err != nil || !strings.HasPrefix(head, "HTTP/1.1 101") || !strings.Contains(head, "Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=") || !strings.Contains(head, "Connection: Upgrade") {
 		t.Fatalf("%q %v", head, err)
 	}
 	got := make([]byte, 5)

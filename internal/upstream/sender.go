@@ -1,0 +1,222 @@
+package upstream
+
+import (
+	"errors"
+	"io"
+	"strconv"
+	"sync/atomic"
+
+	"postern/internal/exchange"
+	"postern/internal/upstream/http1"
+)
+
+// upload is a request body on its way.
+type upload interface {
+	// begun reports whether any of it was read from the client.
+	begun() bool
+	// moved is how many bytes came from the client.
+	moved() int64
+	// failure is what reading the client failed with, if it did.
+	failure() error
+	// interrupt unblocks whoever waits for the body, from any goroutine.
+	interrupt()
+	// finish ends reading; where the source can be closed, also a pending
+	// read, and waits for that.
+	finish()
+}
+
+// smallBody is the largest body that is read whole before the request goes
+// out, head and body in one write.
+const smallBody = 16 << 10
+
+var errBodyTooLong = errors.New("the body is longer than its Content-Length")
+
+// sender moves a request body to an HTTP/1.1 connection: a small one before
+// the request is sent, any other from a goroutine beside the one that waits
+// for the answer, which may come early.
+type sender struct {
+	src     exchange.BodySource
+	out     *outgoing
+	touched func() // bytes moved
+	ended   func() // the whole body was read
+
+	conn    *http1.Conn // while run runs
+	n       atomic.Int64
+	started atomic.Bool
+	stopped atomic.Bool
+	client  atomic.Pointer[error] // reading the client failed
+	done    chan struct{}         // run is over; nil before start
+	whole   bool                  // everything is sent; valid once done
+	kept    []byte                // all of a small body, to be sent again if need be
+}
+
+func (s *sender) begun() bool  { return s.started.Load() && s.kept == nil }
+func (s *sender) moved() int64 { return s.n.Load() }
+
+func (s *sender) failure() error {
+	if err := s.client.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// read reads the client once.
+func (s *sender) read(p []byte) (int, error) {
+	s.started.Store(true)
+	n, err := s.src.Read(p)
+	if n > 0 {
+		s.touched()
+		if total := s.n.Add(int64(n)); s.out.size >= 0 && total > s.out.size {
+			err = errBodyTooLong
+		}
+	}
+	if err == io.EOF && s.n.Load() < s.out.size {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil && err != io.EOF && !s.stopped.Load() {
+		s.client.CompareAndSwap(nil, &err)
+	}
+	return n, err
+}
+
+// readAll reads a small body to its end, once.
+func (s *sender) readAll() error {
+	if s.kept != nil {
+		return nil
+	}
+	if s.src == nil {
+		return io.ErrUnexpectedEOF
+	}
+	b := make([]byte, s.out.size+1)
+	for n := 0; ; {
+		k, err := s.read(b[n:])
+		n += k
+		if err == io.EOF || err == nil && int64(n) == s.out.size {
+			s.kept, s.whole = b[:n], true
+			s.ended()
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// start begins to send over a connection.
+func (s *sender) start(c *http1.Conn) {
+	s.conn, s.done = c, make(chan struct{})
+	s.started.Store(true)
+	go s.run()
+}
+
+func (s *sender) run() {
+	defer close(s.done)
+	if s.src == nil {
+		err := io.ErrUnexpectedEOF
+		s.client.CompareAndSwap(nil, &err)
+		s.conn.Interrupt()
+		return
+	}
+	buf := copyBuffers.Get().(*[]byte)
+	defer copyBuffers.Put(buf)
+	// Room in front of the data for the size of its chunk, and behind it for
+	// the line end.
+	const before, after = 10, 2
+	room := (*buf)[before : len(*buf)-after]
+	for {
+		n, err := s.read(room)
+		if n > 0 && (err == nil || err == io.EOF) {
+			data := room[:n]
+			if s.out.size < 0 {
+				data = chunk(*buf, before, n)
+			}
+			if _, failed := s.conn.Write(data); failed != nil {
+				return // the answer, or the lack of one, says why
+			}
+		}
+		if err == nil && s.out.size >= 0 && s.n.Load() == s.out.size {
+			err = io.EOF
+		}
+		switch {
+		case err == nil:
+		case err == io.EOF:
+			if s.out.size < 0 {
+				if _, failed := s.conn.Write(s.end((*buf)[:0])); failed != nil {
+					return
+				}
+			}
+			s.whole = true
+			s.ended()
+			return
+		default:
+			s.conn.Interrupt()
+			return
+		}
+	}
+}
+
+// chunk frames n bytes of data at offset at of buf.
+func chunk(buf []byte, at, n int) []byte {
+	var digits [10]byte
+	size := append(strconv.AppendInt(digits[:0], int64(n), 16), "\r\n"...)
+	start := at - len(size)
+	copy(buf[start:], size)
+	copy(buf[at+n:], "\r\n")
+	return buf[start : at+n+2]
+}
+
+// end is the last chunk, with the announced trailers that came.
+func (s *sender) end(b []byte) []byte {
+	b = append(b, "0\r\n"...)
+	if names := s.out.announced(); len(names) > 0 {
+		for name, value := range s.src.Trailers() {
+			if containsFold(names, name) && exchange.IsFieldValue(value) {
+				b = append(b, name...)
+				b = append(b, ": "...)
+				b = append(b, value...)
+				b = append(b, "\r\n"...)
+			}
+		}
+	}
+	return append(b, "\r\n"...)
+}
+
+// sent reports whether everything went out and nobody writes any more.
+func (s *sender) sent() bool {
+	if s == nil {
+		return true
+	}
+	if s.done == nil {
+		return s.whole
+	}
+	select {
+	case <-s.done:
+		return s.whole
+	default:
+		return false
+	}
+}
+
+func (s *sender) interrupt() {
+	s.stopped.Store(true)
+	if c, ok := s.src.(io.Closer); ok && s.started.Load() && s.n.Load() != s.out.size {
+		c.Close()
+	}
+}
+
+func (s *sender) finish() {
+	if s.done == nil {
+		return
+	}
+	select {
+	case <-s.done:
+		return
+	default:
+	}
+	s.stopped.Store(true)
+	s.conn.Interrupt()
+	if c, ok := s.src.(io.Closer); ok {
+		c.Close()
+		<-s.done
+	}
+}
