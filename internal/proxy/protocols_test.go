@@ -1,3 +1,5 @@
+//lint:file-ignore SA1019 the HTTP/2 client of net/http sends no :protocol and makes no connection by hand
+
 package proxy
 
 import (

@@ -36,12 +36,8 @@ type fault struct {
 	delay   time.Duration // before an answer
 }
 
-// named starts a name server, and an application on 127.0.0.1 and another on
-// ::1 with the same port. @DNS@ is the server, @PORT@ the port.
-func named(records string, f fault) func(t *testing.T, o *servertest.Options) {
-	return func(t *testing.T, o *servertest.Options) { startNames(t, o, records, f) }
-}
-
+// startNames starts a name server, and an application on 127.0.0.1 and another
+// on ::1 with the same port. @DNS@ is the server, @PORT@ the port.
 func startNames(t *testing.T, o *servertest.Options, records string, f fault) *nameServer {
 	s := &nameServer{hosts: filepath.Join(t.TempDir(), "hosts"), ports: map[string]bool{}}
 	s.write(t, records)

@@ -96,7 +96,7 @@ func (g *gcs) do(ctx context.Context, method, target string, body []byte) (*http
 	case res.StatusCode == http.StatusPreconditionFailed:
 		return res, b, errTaken
 	case res.StatusCode/100 != 2:
-		return res, b, fmt.Errorf("Google Cloud Storage answers %s for the bucket %s: %.200s", res.Status, g.bucket, b)
+		return res, b, fmt.Errorf("the bucket store answers %s for the bucket %s: %.200s", res.Status, g.bucket, b)
 	}
 	return res, b, nil
 }
