@@ -225,8 +225,8 @@ func (d *decoder) makeRoute(it *routeItem, premises *Config, files *fileSet, com
 	res.problems = sub.problems
 	res.shared = d.shared.used
 	res.fixed = sub.abroad
-	if complete && premises.Control.ConfigBadRoute == "isolate" {
-		res.isolate()
+	if complete && res.ok && premises.Control.ConfigBadRoute == "isolate" {
+		res.isolate() // what is no route at all could not answer 503
 	}
 	return res
 }

@@ -88,6 +88,32 @@ routes:
 	}
 }
 
+// TestRoutesWithoutAHostAreNotIsolated: a route whose host cannot be read can
+// answer 503 nowhere, and what it was to judge would fall to wider routes.
+func TestRoutesWithoutAHostAreNotIsolated(t *testing.T) {
+	const text = `config_bad_route: isolate
+routes:
+  - {from: https://app.localhost, prefix: /admin, response: {status: 200, body: admin}, policy: [{allow: {or: [{email: a@example.com}]}}]}
+  - {from: https://app.localhost, response: {status: 200, body: rest}, allow_public_unauthenticated_access: true}
+  - {from: "https://*.localhost", response: {status: 200, body: any}, allow_public_unauthenticated_access: true}
+`
+	p := servertest.Start(t, text)
+	a := p.Agent()
+	for _, from := range []string{"from: https://", "from: 'https://app .localhost'", "from: ''", "from: [https://app.localhost]", "form: https://app.localhost"} {
+		p.Write(strings.Replace(text, "from: https://app.localhost", from, 1))
+		if problems := p.Reload(); len(problems) == 0 || !strings.Contains(strings.Join(problems, " "), "routes[0]") {
+			t.Errorf("%s: %q, want a refusal", from, problems)
+		}
+		if got := answer(a, "https://app.localhost/admin"); strings.HasPrefix(got, "200") {
+			t.Errorf("%s: whoever asks for /admin gets %s", from, got)
+		}
+	}
+	p.Write(strings.Replace(text, "routes:\n", "routes:\n  - https://app.localhost\n", 1))
+	if problems := p.Reload(); len(problems) == 0 {
+		t.Error("a route that is no mapping is left out")
+	}
+}
+
 // internal asks a listener for operators.
 func internal(t *testing.T, p *servertest.Program, name, path string) string {
 	t.Helper()

@@ -25,7 +25,6 @@ type compiled struct {
 	shared    bool    // the sign-in host serves a route as well
 	parts     []*part // by slot
 	premises  premises
-	leftOut   []*config.Route // that could not even be given a place
 	cookies   session.CookieNames
 	accounts  []session.LocalAccount
 	provider  identity.Settings
@@ -153,7 +152,6 @@ func compileUntested(cfg *config.Config, previous *compiled) (*compiled, []confi
 				problems = append(problems, more...)
 			}
 			if p == nil {
-				c.leftOut = append(c.leftOut, r)
 				continue
 			}
 		}

@@ -75,6 +75,7 @@ func (s *Server) drainAfterUpgrade(ctx context.Context) {
 
 // superseded ends a draining process that cannot take in a configuration which
 // its successor serves: its streams could not be judged by the rules in force.
+// A successor that is gone can vouch for nothing.
 func (s *Server) superseded(ctx context.Context) {
 	h := s.successor.Load()
 	if h == nil {
@@ -82,8 +83,8 @@ func (s *Server) superseded(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	if h.supersedes(ctx) {
-		s.log.Warn("the process that took over serves a configuration that this one cannot read: open streams end")
+	if h.gone() || h.supersedes(ctx) {
+		s.log.Warn("the configuration of the process that took over cannot be read by this one: open streams end")
 		s.doors.close()
 	}
 }

@@ -53,7 +53,7 @@ func (c *compiled) partsOf(previous *compiled) map[*config.Route]*part {
 }
 
 // makePart makes one route. It is nil where the route cannot even stand in
-// for itself.
+// for itself; then a problem is fatal.
 func (c *compiled) makePart(cfg *config.Config, r *config.Route) (*part, []config.Problem) {
 	p := &part{from: r}
 	if len(r.Broken) > 0 {
@@ -102,9 +102,10 @@ func (c *compiled) standIn(p *part, bad config.Problem) (*part, []config.Problem
 			return p, nil
 		}
 	}
+	// It cannot be isolated: what it was to judge would fall to others.
 	return nil, []config.Problem{{
-		File: r.File, Line: r.Line, Column: r.Column, Path: r.Path(), Level: config.LevelWarning, Kind: config.KindIsolated,
-		Message: "the route is left out, because its from names no host", Hint: "write from: https://host",
+		File: r.File, Line: r.Line, Column: r.Column, Path: r.Path(),
+		Message: "the route cannot be isolated, because its from names no host that could answer 503", Hint: "write from: https://host",
 	}}
 }
 
@@ -225,17 +226,9 @@ type Isolated struct {
 // isolated lists the routes that are out of service.
 func (c *compiled) isolated() []Isolated {
 	var out []Isolated
-	add := func(r *config.Route, problem string) {
-		out = append(out, Isolated{From: r.Match.From, Path: r.Path(), Place: fmt.Sprintf("%s:%d:%d", r.File, r.Line, r.Column), Problem: problem})
-	}
 	for _, p := range c.parts {
-		if p.broken != "" {
-			add(p.from, p.broken)
-		}
-	}
-	for _, r := range c.leftOut {
-		if len(r.Broken) > 0 {
-			add(r, r.Broken[0].Message+" (it is left out)")
+		if r := p.from; p.broken != "" {
+			out = append(out, Isolated{From: r.Match.From, Path: r.Path(), Place: fmt.Sprintf("%s:%d:%d", r.File, r.Line, r.Column), Problem: p.broken})
 		}
 	}
 	return out
