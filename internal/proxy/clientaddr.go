@@ -21,6 +21,11 @@ func (s *Settings) clientAddress(v *request) (trusted bool, bad *badRequest) {
 	if s.TrustedHops == 0 || !s.trusts(direct) {
 		return false, nil
 	}
+	if info := ConnInfoFrom(v.r.Context()); s.ProxyProtocol && info != nil && info.quic != nil {
+		// No PROXY header comes over UDP: the peer may be a balancer that passes
+		// on whatever strangers wrote, and says nothing itself.
+		return false, nil
+	}
 	var hops []string
 	for _, line := range v.r.Header.Values("X-Forwarded-For") {
 		for part := range strings.SplitSeq(line, ",") {

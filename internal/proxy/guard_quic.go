@@ -30,6 +30,9 @@ const (
 	// and quicRefuseAbove before they are turned away.
 	quicRetryAbove  = 128
 	quicRefuseAbove = 4096
+	// quicMost is how many connections one socket has. Those of TCP are bounded
+	// by the limit of open files; these have none of their own, only memory.
+	quicMost = 16384
 	// quicSilence ends a connection whose peer is gone; quicKeepAlive keeps the
 	// others, so that a long answer outlives the 30 s that clients wait.
 	quicSilence   = 45 * time.Second
@@ -53,6 +56,8 @@ type QUICListener struct {
 	listener  *quic.Listener
 	current   func() *Server
 	open      atomic.Int64 // handshakes in progress
+	alive     atomic.Int64 // connections, these included
+	most      int64        // quicMost
 	serving   sync.WaitGroup
 }
 
@@ -72,11 +77,13 @@ var errNotServing = errors.New("nobody serves here yet")
 // gives the server that takes new connections: its ServeOptions.TLS is
 // required. Nil refuses them.
 func ListenQUIC(pc net.PacketConn, current func() *Server) (*QUICListener, error) {
-	l := &QUICListener{pc: pc, current: current}
+	l := &QUICListener{pc: pc, current: current, most: quicMost}
 	l.transport = &quic.Transport{
-		Conn:                pc,
-		VerifySourceAddress: func(net.Addr) bool { return l.open.Load() >= quicRetryAbove },
-		ConnContext:         l.begin,
+		Conn: pc,
+		VerifySourceAddress: func(net.Addr) bool {
+			return l.open.Load() >= quicRetryAbove || l.alive.Load() >= l.most/2
+		},
+		ConnContext: l.begin,
 	}
 	base := &tls.Config{
 		MinVersion: tls.VersionTLS13,
@@ -116,12 +123,18 @@ func ListenQUIC(pc net.PacketConn, current func() *Server) (*QUICListener, error
 
 // begin is called for the first packet of a connection.
 func (l *QUICListener) begin(ctx context.Context, client *quic.ClientInfo) (context.Context, error) {
+	if l.alive.Add(1) > l.most {
+		l.alive.Add(-1)
+		return nil, errors.New("too many connections")
+	}
 	if l.open.Add(1) > quicRefuseAbove {
 		l.open.Add(-1)
+		l.alive.Add(-1)
 		return nil, errors.New("too many handshakes at once")
 	}
 	h := &quicHandshake{info: &ConnInfo{Direct: addrPort(client.RemoteAddr), Local: addrPort(l.pc.LocalAddr())}}
-	context.AfterFunc(ctx, func() {
+	context.AfterFunc(ctx, func() { // the connection is gone
+		l.alive.Add(-1)
 		if !l.end(h) {
 			return
 		}

@@ -524,3 +524,79 @@ func TestHTTP3RapidReset(t *testing.T) {
 		t.Errorf("%d requests at once of a connection that may have 10", m)
 	}
 }
+
+// TestHTTP3ConnectionsAreBounded: strangers who keep connections open take no
+// more memory than so many of them; who leaves makes room.
+func TestHTTP3ConnectionsAreBounded(t *testing.T) {
+	s := NewServer(ServeOptions{TLS: testTLS(t), Handler: bodyEcho})
+	l, err := ListenQUIC(listenUDP(t), func() *Server { return s })
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.most = 4
+	go l.Serve()
+	t.Cleanup(func() { s.Close(); l.Close() })
+	connect := func() (*quic.Conn, error) {
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		defer cancel()
+		return quic.DialAddr(ctx, l.Addr().String(), clientTLS(http3.NextProtoH3), nil)
+	}
+	var open []*quic.Conn
+	for range 4 {
+		c, err := connect()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.CloseWithError(0x100, "")
+		open = append(open, c)
+	}
+	var refused *quic.TransportError
+	if c, err := connect(); !errors.As(err, &refused) || refused.ErrorCode != quic.ConnectionRefused {
+		if err == nil {
+			c.CloseWithError(0x100, "")
+		}
+		t.Errorf("one too many: %v, want a refusal", err)
+	}
+	open[0].CloseWithError(0x100, "")
+	for end := time.Now().Add(20 * time.Second); ; {
+		c, err := connect()
+		if err == nil {
+			c.CloseWithError(0x100, "")
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatalf("one has left: %v", err)
+		}
+	}
+}
+
+// TestHTTP3ProxyProtocolAndForwarding: where a balancer names clients by PROXY
+// headers, it may be a trusted proxy, which over UDP passes on what strangers
+// say of themselves.
+func TestHTTP3ProxyProtocolAndForwarding(t *testing.T) {
+	for _, proxyProtocol := range []bool{false, true} {
+		cfg := defaultConfig()
+		cfg.XFFNumTrustedHops, cfg.UseProxyProtocol = 1, proxyProtocol
+		cfg.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+		run := testDoor{config: &cfg, routes: one(appRoute, RouteConfig{})}.start(t)
+		req, _ := http.NewRequest("GET", "https://app.test/", nil)
+		req.Header.Set("X-Forwarded-For", "203.0.113.9")
+		req.Header.Set("X-Forwarded-Proto", "http")
+		res, err := run.quic().Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		h := run.echo.last().Header
+		want := "http"
+		if proxyProtocol {
+			want = "https"
+		}
+		if got := h.Get("X-Forwarded-Proto"); got != want {
+			t.Errorf("use_proxy_protocol %v: X-Forwarded-Proto %q, want %q", proxyProtocol, got, want)
+		}
+		if got := h.Get("X-Envoy-External-Address"); (got == "203.0.113.9") == proxyProtocol {
+			t.Errorf("use_proxy_protocol %v: the client is %q", proxyProtocol, got)
+		}
+	}
+}

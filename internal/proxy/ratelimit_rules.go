@@ -19,6 +19,10 @@ import (
 // maxRateLimits bounds the limits of one route.
 const maxRateLimits = 4
 
+// maxFill bounds the time in which the bucket of a limit fills, and keeps its
+// arithmetic far from the end of 64 bits.
+const maxFill = 366 * 24 * time.Hour
+
 // CheckRateLimits tells what is wrong with the limits of one rate_limit key;
 // index is the one that is wrong.
 func CheckRateLimits(list []RateLimit) (index int, err error) {
@@ -34,6 +38,9 @@ func CheckRateLimits(list []RateLimit) (index int, err error) {
 			return i, fmt.Errorf("requests and burst are at most 1000000: write a smaller number and a shorter per")
 		case r.Per < time.Second || r.Per > 31*24*time.Hour || r.Per%time.Second != 0:
 			return i, fmt.Errorf("per is %v: write whole seconds, from 1s to 744h", r.Per)
+		}
+		if fill := float64(r.Per) / float64(r.Requests) * float64(r.Burst); fill > float64(maxFill) {
+			return i, fmt.Errorf("a burst of %d at %d per %v takes longer than a year to be allowed again: write a smaller burst", r.Burst, r.Requests, r.Per)
 		}
 		for j := range r.Name {
 			if c := r.Name[j]; c < ' ' || c > '~' || c == '"' || c == '\\' {

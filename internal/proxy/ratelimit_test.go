@@ -216,6 +216,7 @@ func TestRateLimitsAreChecked(t *testing.T) {
 	for _, bad := range [][]RateLimit{
 		{{Per: time.Minute}}, {{Requests: 1}}, {{Requests: 1, Per: 1500 * time.Millisecond}}, {{Requests: 1, Per: 1000 * time.Hour}},
 		{{Requests: 2e6, Per: time.Minute}}, {{Requests: 1, Per: time.Minute, Burst: 2e6}}, {good, good},
+		{{Requests: 1, Per: 744 * time.Hour, Burst: 1e6}},
 		{{Requests: 1, Per: time.Minute, Name: "a\"b"}}, {{Requests: 1, Per: time.Minute, Name: "ü"}},
 		{good, {Name: "2", Requests: 1, Per: time.Minute}, {Name: "3", Requests: 1, Per: time.Minute}, {Name: "4", Requests: 1, Per: time.Minute}, {Name: "5", Requests: 1, Per: time.Minute}},
 	} {

@@ -28,6 +28,8 @@ type Settings struct {
 	SkipXFFAppend  bool
 	TrustedHops    int
 	TrustedProxies []netip.Prefix
+	// ProxyProtocol says that connections over TCP begin with a PROXY header.
+	ProxyProtocol bool
 
 	// TimeoutRead bounds the arrival of a whole request, TimeoutWrite the life
 	// of a stream; 0 is no bound.
@@ -52,6 +54,7 @@ func NewSettings(c Config, cookies session.CookieNames) (*Settings, error) {
 		SkipXFFAppend:  c.SkipXFFAppend,
 		TrustedHops:    int(c.XFFNumTrustedHops),
 		TrustedProxies: c.TrustedProxies,
+		ProxyProtocol:  c.UseProxyProtocol,
 		TimeoutRead:    c.TimeoutRead,
 		TimeoutWrite:   c.TimeoutWrite,
 		Cookies:        cookies,
