@@ -195,6 +195,10 @@ func (w *webhook) call(ctx context.Context, action, fqdn, value string) error {
 	}
 	res, err := w.client.Do(req)
 	if err != nil {
+		var whole *url.Error
+		if errors.As(err, &whole) {
+			err = whole.Err // without the URL, which may hold a secret
+		}
 		return fmt.Errorf("autocert_dns_webhook does not answer: %w", err)
 	}
 	defer res.Body.Close()

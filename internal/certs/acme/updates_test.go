@@ -80,3 +80,17 @@ func TestUpdates(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// The URL of a webhook often holds its key; what goes wrong does not tell it.
+func TestWebhookErrorsTellNoSecret(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln.Close() // nobody is there
+	s := newDNS(certs.Config{AutocertDNSProvider: "webhook", AutocertDNSWebhook: "http://" + ln.Addr().String() + "/hook?key=open-sesame"}, quietLog).(*plainSolver)
+	err = s.write.present(t.Context(), "_acme-challenge.a.test.", "v")
+	if err == nil || strings.Contains(err.Error(), "sesame") || !strings.Contains(err.Error(), "refused") {
+		t.Error(err)
+	}
+}
