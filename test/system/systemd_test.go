@@ -169,10 +169,7 @@ func TestSocketActivation(t *testing.T) {
 	p.check(os.WriteFile(filepath.Join(p.dir, "config.yaml"), []byte(text), 0o600))
 	cmd, log = activate("redirect:main", redirect, main)
 	defer log.Close()
-	p.cmd = cmd
-	p.check(cmd.Start())
-	go func() { cmd.Wait(); close(p.ended) }()
-	t.Cleanup(p.stop)
+	p.launch(cmd)
 	check := func() {
 		t.Helper()
 		p.until(20*time.Second, func() error {

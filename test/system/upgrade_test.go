@@ -38,6 +38,7 @@ type installed struct {
 
 	cmd   *exec.Cmd
 	ended chan struct{} // closed when the first process is gone
+	guard func()        // kills whatever is left of the group of cmd
 }
 
 const anna, annas = "ada@example.com", "correct-horse-battery"
@@ -147,9 +148,7 @@ func (p *installed) start(env ...string) {
 	p.cmd = exec.Command(filepath.Join(p.dir, "postern"), "--config", "config.yaml")
 	p.cmd.Dir, p.cmd.Env = p.dir, append(os.Environ(), append([]string{"HOME=" + p.dir}, env...)...)
 	p.cmd.Stdout, p.cmd.Stderr = log, log // files, so that Wait is about one process
-	p.check(p.cmd.Start())
-	go func() { p.cmd.Wait(); close(p.ended) }()
-	p.t.Cleanup(p.stop)
+	p.launch(p.cmd)
 	p.until(30*time.Second, func() error {
 		res, err := http.Get("http://" + p.health + "/readyz")
 		if err != nil {
@@ -161,6 +160,42 @@ func (p *installed) start(env ...string) {
 		}
 		return nil
 	})
+}
+
+// launch starts the first process, at the head of a group that its heirs are
+// in, too: none of them outlives the test, however that ends.
+func (p *installed) launch(cmd *exec.Cmd) {
+	p.t.Helper()
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	p.cmd = cmd
+	p.check(cmd.Start())
+	go func() { cmd.Wait(); close(p.ended) }()
+	p.t.Cleanup(p.stop)
+	// It reads until this process closes the pipe, or dies.
+	guard := exec.Command("/bin/sh", "-c", `read -r line; kill -KILL -- "-$0"`, strconv.Itoa(cmd.Process.Pid))
+	guard.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	pipe, err := guard.StdinPipe()
+	p.check(err)
+	p.check(guard.Start())
+	p.guard = func() { pipe.Close(); guard.Wait() }
+}
+
+// processes are those of the group that still run.
+func (p *installed) processes() (pids []int) {
+	list, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, name := range list {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			continue
+		}
+		// After the name in brackets: state, parent, group.
+		fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+		if len(fields) > 2 && fields[0] != "Z" && fields[2] == strconv.Itoa(p.cmd.Process.Pid) {
+			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(name)))
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }
 
 // log is what the processes said, but for lines of requests.
@@ -204,22 +239,19 @@ func (p *installed) heirs() (pids []int) {
 
 // stop ends all processes.
 func (p *installed) stop() {
-	pids := append(p.heirs(), p.cmd.Process.Pid)
-	for _, pid := range pids {
+	if p.guard != nil {
+		defer p.guard()
+	}
+	for _, pid := range p.processes() {
 		syscall.Kill(pid, syscall.SIGTERM)
 	}
 	if err := eventually(20*time.Second, func() error {
-		for _, pid := range pids {
-			if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err == nil && !bytes.Contains(b, []byte(") Z ")) && bytes.Contains(b, []byte("(postern)")) {
-				return fmt.Errorf("process %d does not end", pid)
-			}
+		if left := p.processes(); len(left) > 0 {
+			return fmt.Errorf("processes %v do not end", left)
 		}
 		return nil
 	}); err != nil {
 		p.t.Error(err)
-		for _, pid := range pids {
-			syscall.Kill(pid, syscall.SIGKILL)
-		}
 	}
 	if p.t.Failed() {
 		p.t.Logf("log:\n%s", p.log())
@@ -540,5 +572,42 @@ func TestUpgradeDrainTimeout(t *testing.T) {
 	case <-p.ended:
 	case <-time.After(10 * time.Second):
 		t.Error("the old process stays")
+	}
+}
+
+// A successor that dies takes the records with it. The old process, which still
+// has streams, cannot hear of revocations any more: it ends the streams of
+// people within max_stale, and lets go of nothing that another process needs.
+func TestUpgradeSuccessorDies(t *testing.T) {
+	t.Parallel()
+	p := install(t, "file", "max_stale: 2s")
+	p.start()
+	ada := p.signIn()
+	private, public := p.line("closed", ada.client.Jar), p.line("open", nil)
+	p.upgrade(p.cmd.Process.Pid)
+	p.check(private.goesOn())
+	p.check(syscall.Kill(p.heirs()[0], syscall.SIGKILL))
+	if err := private.ends(); err != nil {
+		t.Errorf("nobody can say any more whether the session still is: %v", err)
+	}
+	p.check(public.goesOn())
+	// What starts in its place has the records for itself, the session among
+	// them; and the old process reads no configuration that nobody vouches for.
+	other := exec.Command(filepath.Join(p.dir, "postern"), "--config", "config.yaml")
+	other.Dir, other.Env = p.dir, p.cmd.Env
+	other.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pgid: p.cmd.Process.Pid}
+	p.check(other.Start())
+	go other.Wait()
+	p.until(20*time.Second, func() error {
+		page, err := ada.visit(p.url("closed", "/"), "", "")
+		if err == nil && page.StatusCode != 200 {
+			err = fmt.Errorf("signed in before, now %s", page.Status)
+		}
+		return err
+	})
+	p.check(public.goesOn())
+	p.configure("file", "max_stale: 2s\ntimeout_idle: soon", "allow_public_unauthenticated_access: true")
+	if err := public.ends(); err != nil {
+		t.Errorf("under a configuration that the old process cannot read: %v", err)
 	}
 }
