@@ -239,6 +239,7 @@ func (s *Server) run(ctx context.Context, cfg *config.Config) (err error) {
 	}
 	defer func() {
 		if g := s.current.Load(); g != nil {
+			g.pool.Close() // whoever runs us as a part goes on: nothing is checked for nobody
 			g.stop()
 		}
 		s.leaving.Wait()

@@ -5,8 +5,11 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"postern/internal/server/servertest"
 )
@@ -87,5 +90,34 @@ routes:
 	var raw map[string]any
 	if err := p.Control.Call(context.Background(), "GET", "/v1/status", nil, &raw); err != nil || raw["upstreams_out"] != float64(2) {
 		t.Error(err, raw["upstreams_out"])
+	}
+}
+
+// TestNothingIsCheckedAfterTheEnd: a program that has stopped asks its
+// upstreams nothing more, also where its process goes on.
+func TestNothingIsCheckedAfterTheEnd(t *testing.T) {
+	var checks atomic.Int64
+	app := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { checks.Add(1) }))
+	defer app.Close()
+	p := servertest.Start(t, `routes:
+  - from: https://app.localhost
+    to: @CHECKED@
+    allow_public_unauthenticated_access: true
+    health_checks:
+      - {timeout: 5s, interval: 0.005s, no_traffic_interval: 0.005s, healthy_threshold: 1, unhealthy_threshold: 1, http_health_check: {path: /healthz}}
+`, servertest.Options{Vars: map[string]string{"CHECKED": app.URL}})
+	noErr(t, servertest.Eventually(func() error {
+		if checks.Load() < 3 {
+			return fmt.Errorf("the upstream is not checked")
+		}
+		return nil
+	}))
+	noErr(t, p.Stop())
+	n := checks.Load()
+	for range 20 { // each of which a check would fit into many times
+		time.Sleep(10 * time.Millisecond)
+		if got := checks.Load(); got > n+1 { // one may have been on its way
+			t.Fatalf("%d checks after the end", got-n)
+		}
 	}
 }
