@@ -38,7 +38,7 @@ type installed struct {
 
 	cmd   *exec.Cmd
 	ended chan struct{} // closed when the first process is gone
-	guard func()        // kills whatever is left of the group of cmd
+	group int           // of all processes
 }
 
 const anna, annas = "ada@example.com", "correct-horse-battery"
@@ -162,25 +162,26 @@ func (p *installed) start(env ...string) {
 	})
 }
 
-// launch starts the first process, at the head of a group that its heirs are
-// in, too: none of them outlives the test, however that ends.
+// launch starts the first process, in a group that its heirs are in, too: none
+// of them outlives the test, however that ends.
 func (p *installed) launch(cmd *exec.Cmd) {
 	p.t.Helper()
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	p.cmd = cmd
-	p.check(cmd.Start())
-	go func() { cmd.Wait(); close(p.ended) }()
-	p.t.Cleanup(p.stop)
-	// It reads until this process closes the pipe, or dies.
-	guard := exec.Command("/bin/sh", "-c", `read -r line; kill -KILL -- "-$0"`, strconv.Itoa(cmd.Process.Pid))
+	// The head of the group reads until this process closes the pipe, or dies.
+	guard := exec.Command("/bin/sh", "-c", "read -r line; kill -KILL 0")
 	guard.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	pipe, err := guard.StdinPipe()
 	p.check(err)
 	p.check(guard.Start())
-	p.guard = func() { pipe.Close(); guard.Wait() }
+	p.group = guard.Process.Pid
+	p.t.Cleanup(func() { pipe.Close(); guard.Wait() })
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pgid: p.group}
+	p.cmd = cmd
+	p.check(cmd.Start())
+	go func() { cmd.Wait(); close(p.ended) }()
+	p.t.Cleanup(p.stop)
 }
 
-// processes are those of the group that still run.
+// processes are those of the group that still run, but for its head.
 func (p *installed) processes() (pids []int) {
 	list, _ := filepath.Glob("/proc/[0-9]*/stat")
 	for _, name := range list {
@@ -190,9 +191,10 @@ func (p *installed) processes() (pids []int) {
 		}
 		// After the name in brackets: state, parent, group.
 		fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
-		if len(fields) > 2 && fields[0] != "Z" && fields[2] == strconv.Itoa(p.cmd.Process.Pid) {
-			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(name)))
-			pids = append(pids, pid)
+		if len(fields) > 2 && fields[0] != "Z" && fields[2] == strconv.Itoa(p.group) {
+			if pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(name))); pid != p.group {
+				pids = append(pids, pid)
+			}
 		}
 	}
 	return pids
@@ -239,9 +241,6 @@ func (p *installed) heirs() (pids []int) {
 
 // stop ends all processes.
 func (p *installed) stop() {
-	if p.guard != nil {
-		defer p.guard()
-	}
 	for _, pid := range p.processes() {
 		syscall.Kill(pid, syscall.SIGTERM)
 	}
@@ -595,7 +594,7 @@ func TestUpgradeSuccessorDies(t *testing.T) {
 	// them; and the old process reads no configuration that nobody vouches for.
 	other := exec.Command(filepath.Join(p.dir, "postern"), "--config", "config.yaml")
 	other.Dir, other.Env = p.dir, p.cmd.Env
-	other.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pgid: p.cmd.Process.Pid}
+	other.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pgid: p.group}
 	p.check(other.Start())
 	go other.Wait()
 	p.until(20*time.Second, func() error {
