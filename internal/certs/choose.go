@@ -122,6 +122,17 @@ func anyServes(list []*pair, now time.Time) bool {
 	return false
 }
 
+// Waiter is a connection that hears that its handshake is about to wait for
+// others, so that it lets go of what other handshakes need meanwhile.
+type Waiter interface{ HandshakeWaits() }
+
+// HandshakeWaits tells the connection of a hello, if it wants to know.
+func HandshakeWaits(hello *tls.ClientHelloInfo) {
+	if w, ok := hello.Conn.(Waiter); ok {
+		w.HandshakeWaits()
+	}
+}
+
 // firstStaple bounds the wait of a handshake for the first staple.
 const firstStaple = 3 * time.Second
 
@@ -135,6 +146,7 @@ func (s *Set) await(list []*pair, hello *tls.ClientHelloInfo) *tls.Certificate {
 			ctx, cancel := context.WithTimeout(hello.Context(), firstStaple)
 			defer cancel()
 			wait = ctx
+			HandshakeWaits(hello)
 		}
 		select {
 		case <-p.tried:

@@ -23,6 +23,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"postern/internal/certs"
 )
 
 // served is a Server on a loopback port.
@@ -470,6 +472,39 @@ func TestStalledHandshakes(t *testing.T) {
 		t.Fatal(err)
 	}
 	resp.Body.Close()
+}
+
+// TestWaitingHandshakes: neither does one that waits for somebody else, before
+// it can go on: an OCSP responder, a storage of challenges.
+func TestWaitingHandshakes(t *testing.T) {
+	config := testTLS(t, "http/1.1")
+	waiting, end := make(chan struct{}), make(chan struct{})
+	config.GetCertificate = func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+		if hello.ServerName == "slow.test" {
+			certs.HandshakeWaits(hello)
+			close(waiting)
+			<-end
+		}
+		return &config.Certificates[0], nil
+	}
+	s := serve(t, ServeOptions{Handler: bodyEcho, TLS: config, MaxHandshakes: 1, HandshakeTimeout: time.Minute})
+	c, _ := dial(t, s)
+	slow := clientTLS()
+	slow.ServerName = "slow.test"
+	done := make(chan error, 1)
+	go func() { done <- tls.Client(c, slow).Handshake() }()
+	<-waiting
+	tr := &http.Transport{TLSClientConfig: clientTLS()}
+	defer tr.CloseIdleConnections()
+	resp, err := (&http.Client{Transport: tr, Timeout: 15 * time.Second}).Get("https://" + s.addr)
+	close(end)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if err := <-done; err != nil {
+		t.Errorf("the one that waited: %v", err)
+	}
 }
 
 // deafConn reads one byte and then nothing more.

@@ -16,6 +16,8 @@ import (
 	"github.com/caddyserver/certmagic"
 	"github.com/mholt/acmez/v3"
 	"github.com/mholt/acmez/v3/acme"
+
+	"postern/internal/certs"
 )
 
 // challenges are those that this process has put up and the server may ask
@@ -104,14 +106,16 @@ func (s *tokenSolver) CleanUp(ctx context.Context, chal acme.Challenge) error {
 
 // challenge finds an open challenge for a host of ours, put up by this process
 // or another.
-func (m *Manager) challenge(ctx context.Context, typ, name string) (acme.Challenge, bool) {
+// waits, if not nil, is called before the storage is asked.
+func (m *Manager) challenge(ctx context.Context, typ, name string, waits func()) (acme.Challenge, bool) {
 	if chal, ok := m.challenges.find(typ, name); ok {
 		return chal, true
 	}
 	m.mu.RLock()
 	s := m.setup
+	known := m.hosts[name] != nil // not by a wildcard, which only dns-01 proves
 	m.mu.RUnlock()
-	if s == nil || s.broken != nil || !slices.Contains(s.issuer.challenges, typ) || !m.knows(name) || !m.challenges.mayLook() {
+	if s == nil || s.broken != nil || !slices.Contains(s.issuer.challenges, typ) || !known || !m.challenges.mayLook() {
 		return acme.Challenge{}, false
 	}
 	select {
@@ -119,6 +123,9 @@ func (m *Manager) challenge(ctx context.Context, typ, name string) (acme.Challen
 		defer func() { <-m.challenges.slots }()
 	default:
 		return acme.Challenge{}, false
+	}
+	if waits != nil {
+		waits()
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
 	defer cancel()
@@ -149,7 +156,7 @@ func (m *Manager) ChallengeHTTP(next http.Handler) http.Handler {
 		if h, _, err := net.SplitHostPort(name); err == nil {
 			name = h
 		}
-		chal, ok := m.challenge(r.Context(), acme.ChallengeTypeHTTP01, canonicalName(name))
+		chal, ok := m.challenge(r.Context(), acme.ChallengeTypeHTTP01, canonicalName(name), nil)
 		if !ok || chal.Token != token {
 			next.ServeHTTP(w, r)
 			return
@@ -177,7 +184,7 @@ func isToken(s string) bool {
 // challengeCertificate answers a TLS-ALPN-01 validation (RFC 8737 §3) on the
 // ordinary listener.
 func (m *Manager) challengeCertificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
-	chal, ok := m.challenge(contextOf(hello), acme.ChallengeTypeTLSALPN01, canonicalName(hello.ServerName))
+	chal, ok := m.challenge(contextOf(hello), acme.ChallengeTypeTLSALPN01, canonicalName(hello.ServerName), func() { certs.HandshakeWaits(hello) })
 	if !ok {
 		return nil, errors.New("no ACME challenge is open for this name")
 	}
