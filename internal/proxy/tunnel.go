@@ -22,10 +22,11 @@ type cuttable struct {
 
 	reason atomic.Pointer[goodbye] // set: cut
 
-	mu     sync.Mutex // held while writing
-	said   bool       // the close frame was sent
-	frames frameTracker
-	closed sync.Once
+	mu       sync.Mutex // held while writing
+	said     bool       // the close frame was sent
+	frames   frameTracker
+	draining sync.Once
+	closed   sync.Once
 }
 
 const (
@@ -140,11 +141,13 @@ func (c *cuttable) CloseWrite() error {
 // cutWait, so that a reset does not overtake the close frame.
 func (c *cuttable) Close() error {
 	if c.reason.Load() != nil {
-		go func() {
-			c.Conn.SetReadDeadline(time.Now().Add(cutWait))
-			io.CopyN(io.Discard, c.Conn, 1<<20)
-			c.reallyClose()
-		}()
+		c.draining.Do(func() {
+			go func() {
+				c.Conn.SetReadDeadline(time.Now().Add(cutWait))
+				io.CopyN(io.Discard, c.Conn, 1<<20)
+				c.reallyClose()
+			}()
+		})
 		return nil
 	}
 	return c.reallyClose()
