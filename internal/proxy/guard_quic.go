@@ -57,7 +57,7 @@ type QUICListener struct {
 	current   func() *Server
 	open      atomic.Int64 // handshakes in progress
 	alive     atomic.Int64 // connections, these included
-	most      int64        // quicMost
+	most      atomic.Int64 // quicMost
 	serving   sync.WaitGroup
 }
 
@@ -77,11 +77,12 @@ var errNotServing = errors.New("nobody serves here yet")
 // gives the server that takes new connections: its ServeOptions.TLS is
 // required. Nil refuses them.
 func ListenQUIC(pc net.PacketConn, current func() *Server) (*QUICListener, error) {
-	l := &QUICListener{pc: pc, current: current, most: quicMost}
+	l := &QUICListener{pc: pc, current: current}
+	l.most.Store(quicMost)
 	l.transport = &quic.Transport{
 		Conn: pc,
 		VerifySourceAddress: func(net.Addr) bool {
-			return l.open.Load() >= quicRetryAbove || l.alive.Load() >= l.most/2
+			return l.open.Load() >= quicRetryAbove || l.alive.Load() >= l.most.Load()/2
 		},
 		ConnContext: l.begin,
 	}
@@ -123,7 +124,7 @@ func ListenQUIC(pc net.PacketConn, current func() *Server) (*QUICListener, error
 
 // begin is called for the first packet of a connection.
 func (l *QUICListener) begin(ctx context.Context, client *quic.ClientInfo) (context.Context, error) {
-	if l.alive.Add(1) > l.most {
+	if l.alive.Add(1) > l.most.Load() {
 		l.alive.Add(-1)
 		return nil, errors.New("too many connections")
 	}
@@ -407,12 +408,20 @@ func (s *Server) handleQUIC(w http.ResponseWriter, r *http.Request) {
 		q.conn.CloseWithError(h3ExcessiveLoad, "too many requests at once")
 		panic(http.ErrAbortHandler)
 	}
+	rc := http.NewResponseController(w)
+	var all time.Time // by when the whole request must be here; zero is never
 	if s.o.ReadTimeout > 0 {
-		http.NewResponseController(w).SetReadDeadline(time.Now().Add(s.o.ReadTimeout))
+		all = time.Now().Add(s.o.ReadTimeout)
 	}
 	if r.ContentLength < 0 && seldomBody(r.Method) {
+		head := time.Now().Add(s.o.ReadHeaderTimeout)
+		if !all.IsZero() && all.Before(head) {
+			head = all
+		}
+		rc.SetReadDeadline(head)
 		settleBody(r)
 	}
+	rc.SetReadDeadline(all)
 	s.handle(&quicWriter{ResponseWriter: w, q: q}, r)
 }
 
@@ -464,7 +473,8 @@ func seldomBody(method string) bool {
 	return false
 }
 
-// settleBody waits for the first byte of a body or its end.
+// settleBody waits for the first byte of a body or its end, no longer than the
+// read deadline.
 func settleBody(r *http.Request) {
 	first := make([]byte, 1)
 	switch _, err := io.ReadFull(r.Body, first); err {

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -471,6 +472,43 @@ func TestHTTP3ReadTimeoutCutsABody(t *testing.T) {
 	}
 }
 
+// TestHTTP3RequestWithoutAnEnd: whether a GET has a body only the end of its
+// stream tells. Who never ends it is answered as soon as the rest of a head
+// would have had to be here, also where requests may take for ever to arrive.
+func TestHTTP3RequestWithoutAnEnd(t *testing.T) {
+	s := serveQUIC(t, NewServer(ServeOptions{TLS: testTLS(t), ReadHeaderTimeout: 100 * time.Millisecond, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == "GET" {
+			if _, err := io.ReadAll(r.Body); !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("the body ends with %v", err)
+			}
+		} else if b, err := io.ReadAll(r.Body); err != nil || string(b) != "late" {
+			t.Errorf("%q %v", b, err)
+		}
+		io.WriteString(w, "answered")
+	})}))
+	client, _ := h3Client(t, s.addr, clientTLS())
+	body, stuck := io.Pipe()
+	defer stuck.Close()
+	req, _ := http.NewRequest("GET", "https://app.test/", body)
+	res, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, _ := io.ReadAll(res.Body); string(b) != "answered" {
+		t.Errorf("%q", b)
+	}
+	// An upload has all the time it needs.
+	body, slow := io.Pipe()
+	go func() {
+		time.Sleep(300 * time.Millisecond)
+		io.WriteString(slow, "late")
+		slow.Close()
+	}()
+	if res, err = client.Post("https://app.test/", "text/plain", body); err != nil || res.StatusCode != 200 {
+		t.Errorf("%v %v", res, err)
+	}
+}
+
 // TestHTTP3RapidReset: resetting requests does not buy more of them than a
 // connection may have (CVE-2023-44487).
 func TestHTTP3RapidReset(t *testing.T) {
@@ -533,7 +571,7 @@ func TestHTTP3ConnectionsAreBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.most = 4
+	l.most.Store(4)
 	go l.Serve()
 	t.Cleanup(func() { s.Close(); l.Close() })
 	connect := func() (*quic.Conn, error) {
