@@ -3,6 +3,7 @@ package upstream
 import (
 	"container/list"
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -210,6 +211,9 @@ func (b *breaker) connection(ctx context.Context, settled <-chan struct{}, makeR
 			return &connectError{context.Canceled}
 		case <-ctx.Done():
 			look.Stop()
+			if cause := context.Cause(ctx); !errors.Is(cause, context.DeadlineExceeded) {
+				return cause // the client left, or we cut it
+			}
 			return overflow("max_connections", b.maxConnections)
 		}
 		look.Stop()

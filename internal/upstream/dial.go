@@ -121,9 +121,9 @@ func (t *Target) tlsConfigFor(h *host, alpn []string) *tls.Config {
 // dialHTTP2 connects over TLS for Transport, which is to speak HTTP/2. If the
 // host prefers HTTP/1.1, the connection is kept for that.
 func (t *Target) dialHTTP2(ctx context.Context, h *host, l *links) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
-	defer cancel()
-	raw, err := t.connect(ctx, h, settled(ctx))
+	ctx, done, settled := dialFor(ctx)
+	defer done()
+	raw, err := t.connect(ctx, h, settled)
 	if err != nil {
 		return nil, err
 	}

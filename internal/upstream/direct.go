@@ -8,7 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"postern/internal/exchange"
 	"postern/internal/upstream/http1"
 )
 
@@ -48,7 +47,7 @@ func (e *trip) direct(h *host, l *links, out *outgoing) (response, error) {
 			e.setUpload(a.sender)
 		}
 		if out.size > 0 && out.size <= smallBody && !out.expect {
-			if err := a.sender.readAll(); err != nil {
+			if err := a.sender.readFirst(); err != nil {
 				return nil, &clientError{err}
 			}
 			request = append(request, a.sender.kept...)
@@ -87,6 +86,7 @@ func (e *trip) ask(a *direct, out *outgoing, request []byte) (nothing bool, err 
 		if n == 0 || c.ReadHead(&a.Answer, http1.Expect{Head: e.isHead}) != nil || a.Status < 200 {
 			return n == 0, err
 		}
+		c.Fail() // half a request is on it
 		e.spoke()
 		return false, nil
 	}
@@ -97,11 +97,11 @@ func (e *trip) ask(a *direct, out *outgoing, request []byte) (nothing bool, err 
 	}
 	for {
 		if waiting {
-			c.SetReadDeadline(time.Now().Add(continueFor))
+			e.deadline(c, time.Now().Add(continueFor))
 		}
 		err := c.ReadHead(&a.Answer, http1.Expect{Head: e.isHead, Upgrade: out.upgrade != ""})
 		if waiting {
-			e.noDeadline(c)
+			e.deadline(c, time.Time{})
 			if err == nil && a.Status >= 200 {
 				e.spoke()
 				return false, nil // and the body is never asked for
@@ -122,8 +122,8 @@ func (e *trip) ask(a *direct, out *outgoing, request []byte) (nothing bool, err 
 		e.touch()
 		// The client gets its own 100 when its body is read.
 		if a.Status != http.StatusContinue {
-			if err := e.x.Inform(a.Status, exchange.Fields(a.Fields)); err != nil {
-				return false, &clientError{err}
+			if err := e.inform(a.Status, a.Fields); err != nil {
+				return false, err
 			}
 		}
 	}

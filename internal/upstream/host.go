@@ -28,11 +28,16 @@ type host struct {
 // usable reports whether a balancer should choose the host.
 func (h *host) usable() bool { return !h.unhealthy.Load() && !h.ejected.Load() }
 
-// retire closes the host's connections as they become idle. Exchanges under
-// way go on.
-func (h *host) retire() {
-	h.retired.Store(true)
-	if l := h.links.Load(); l != nil {
+// retire closes the host's connections as they become idle, and gives back
+// its place among max_connection_pools. Exchanges under way go on.
+func (h *host) retire(b *breaker) {
+	h.mu.Lock()
+	l := h.links.Load()
+	if !h.retired.Swap(true) && l != nil {
+		b.pools.Add(-1)
+	}
+	h.mu.Unlock()
+	if l != nil {
 		l.closeIdle(true)
 	}
 }

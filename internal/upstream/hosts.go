@@ -188,7 +188,7 @@ func (t *Target) apply(answers []*answer) *hostSet {
 	if was != nil {
 		for _, h := range was.hosts {
 			if !slices.Contains(set.hosts, h) {
-				h.retire()
+				h.retire(&t.breaker)
 			}
 		}
 	}

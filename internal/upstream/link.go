@@ -47,7 +47,8 @@ func (t *Target) linksOf(h *host) (*links, error) {
 	if l := h.links.Load(); l != nil {
 		return l, nil
 	}
-	if !take(&t.breaker.pools, t.breaker.maxPools) && !t.reclaimPool(h) {
+	counted := !h.retired.Load() // one that is retired has little time left
+	if counted && !take(&t.breaker.pools, t.breaker.maxPools) && !t.reclaimPool(h) {
 		return nil, overflow("max_connection_pools", t.breaker.maxPools)
 	}
 	l := &links{}
@@ -55,7 +56,9 @@ func (t *Target) linksOf(h *host) (*links, error) {
 	case h.endpoint.scheme == "h3":
 		var err error
 		if l.shared, err = newH3Link(t, h); err != nil {
-			t.breaker.pools.Add(-1)
+			if counted {
+				t.breaker.pools.Add(-1)
+			}
 			return nil, err
 		}
 	case p.HTTP2() || p.UnencryptedHTTP2():
@@ -73,10 +76,16 @@ func (t *Target) reclaimPool(for_ *host) bool {
 		return false
 	}
 	for _, h := range set.hosts {
-		if h == for_ || h.inFlight.Load() > 0 {
+		// Whoever holds the lock is making, or giving back, a place itself.
+		if h == for_ || h.inFlight.Load() > 0 || !h.mu.TryLock() {
 			continue
 		}
-		if l := h.links.Swap(nil); l != nil {
+		var l *links
+		if !h.retired.Load() {
+			l = h.links.Swap(nil)
+		}
+		h.mu.Unlock()
+		if l != nil {
 			l.closeIdle(true)
 			return true
 		}
@@ -92,7 +101,9 @@ func (t *Target) newTransport(h *host, l *links) *http.Transport {
 	return &http.Transport{
 		Protocols: &p,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return t.connect(ctx, h, settled(ctx))
+			ctx, done, settled := dialFor(ctx)
+			defer done()
+			return t.connect(ctx, h, settled)
 		},
 		DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return t.dialHTTP2(ctx, h, l)

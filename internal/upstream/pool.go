@@ -517,7 +517,7 @@ func (t *Target) release() {
 	}
 	if set := t.hosts.Load(); set != nil {
 		for _, h := range set.hosts {
-			h.retire()
+			h.retire(&t.breaker)
 		}
 	}
 }

@@ -190,7 +190,7 @@ func (out *outgoing) appendHead(b []byte) ([]byte, error) {
 		if names := out.announced(); len(names) > 0 {
 			field("Trailer", strings.Join(names, ", "))
 		}
-	case out.upgrade == "" && out.v.Header("Content-Length") != "":
+	case out.upgrade == "" && (meansBody(out.method) || out.v.Header("Content-Length") != ""):
 		field("Content-Length", "0")
 	}
 	if out.expect {
@@ -204,6 +204,12 @@ func (out *outgoing) appendHead(b []byte) ([]byte, error) {
 		}
 	}
 	return append(b, "\r\n"...), nil
+}
+
+// meansBody: the method is for sending something, so that its lack is said
+// (RFC 9110 §8.6); some servers answer 411 otherwise.
+func meansBody(method string) bool {
+	return method == http.MethodPost || method == http.MethodPut || method == http.MethodPatch
 }
 
 // forTransport makes what Transport sends. body is nil without one.

@@ -24,6 +24,8 @@ type response interface {
 	// next gives the next piece of the body, never empty and valid until the
 	// following call; io.EOF at its proper end.
 	next() ([]byte, error)
+	// ready reports whether next has something at hand and waits for nothing.
+	ready() bool
 	// trailers are valid after io.EOF.
 	trailers() []exchange.Field
 	// tunnel gives the connection after 101, or nil. upgrade is what the
@@ -88,6 +90,8 @@ func (a *transported) next() ([]byte, error) {
 		}
 	}
 }
+
+func (a *transported) ready() bool { return false }
 
 func (a *transported) trailers() []exchange.Field { return endToEnd(a.resp.Trailer) }
 
@@ -155,6 +159,8 @@ func (a *direct) head() ResponseHead {
 
 func (a *direct) next() ([]byte, error) { return a.conn.Next() }
 
+func (a *direct) ready() bool { return a.conn.Ready() }
+
 func (a *direct) trailers() []exchange.Field { return a.conn.Trailers() }
 
 func (a *direct) tunnel() (io.ReadWriteCloser, string) { return a.conn, strings.TrimSpace(a.Upgrade) }
@@ -163,6 +169,7 @@ func (a *direct) close() {
 	if a.reuse != nil && a.conn.Reusable() && a.sender.sent() && a.e.releaseConn() && a.reuse.put(a.conn) {
 		return
 	}
+	a.conn.Rest()
 	a.conn.Close()
 }
 

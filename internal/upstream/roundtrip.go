@@ -129,9 +129,6 @@ func RoundTrip(ctx context.Context, t *Target, edits *exchange.HeaderEdits, v ex
 	})
 	err := e.run(edits)
 	e.stopClocks()
-	e.inform.Lock()
-	e.over = true // Transport may still be reading, but x is not its any more
-	e.inform.Unlock()
 	if !stop() {
 		<-interrupted
 	}
@@ -171,9 +168,6 @@ type trip struct {
 	idleClock *time.Timer
 	headIn    bool
 
-	inform sync.Mutex
-	over   bool
-
 	settling sync.Mutex
 	settled  bool          // the try has a connection, or needs none any more
 	settles  chan struct{} // closed then; nil unless a dial waits for it
@@ -205,13 +199,17 @@ func (e *trip) settledChan() <-chan struct{} {
 // tripKey finds the *trip in the context of its dials by Transport.
 type tripKey struct{}
 
-// settled is closed once the exchange that Transport dials for needs no
-// connection; nil without one.
-func settled(ctx context.Context) <-chan struct{} {
-	if e, _ := ctx.Value(tripKey{}).(*trip); e != nil {
-		return e.settledChan()
+// dialFor gives the context of a dial by Transport, which would go on with it
+// after the exchange that it dials for, and a channel that is closed once that
+// needs no connection; nil without one.
+func dialFor(ctx context.Context) (_ context.Context, done func(), settled <-chan struct{}) {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	e, _ := ctx.Value(tripKey{}).(*trip)
+	if e == nil {
+		return ctx, cancel, nil
 	}
-	return nil
+	stop := context.AfterFunc(e.ctx, cancel)
+	return ctx, func() { stop(); cancel() }, e.settledChan()
 }
 
 // maxTries is how many hosts are tried until one accepts a connection.
@@ -314,11 +312,14 @@ func (e *trip) observe(h *host, status int, err error) {
 	e.t.observe(h, outcome{status: status, local: err != nil, gateway: status >= 502 && status <= 504})
 }
 
-// setUpload makes the body known to interrupt.
+// setUpload makes the body known to interrupt, which may have come first.
 func (e *trip) setUpload(u upload) {
 	e.clocks.Lock()
+	defer e.clocks.Unlock()
 	e.upload = u
-	e.clocks.Unlock()
+	if e.cut {
+		u.interrupt()
+	}
 }
 
 func (e *trip) bodyFailure() error {
@@ -339,13 +340,33 @@ func (e *trip) setConn(c *http1.Conn) bool {
 // releaseConn takes it back; false if it was interrupted.
 func (e *trip) releaseConn() bool { return e.setConn(nil) }
 
-// noDeadline lifts a deadline, unless the exchange was interrupted.
-func (e *trip) noDeadline(c *http1.Conn) {
+// deadline sets one for reading, unless the exchange was interrupted.
+func (e *trip) deadline(c *http1.Conn, at time.Time) {
 	e.clocks.Lock()
 	defer e.clocks.Unlock()
 	if !e.cut {
-		c.SetReadDeadline(time.Time{})
+		c.SetReadDeadline(at)
 	}
+}
+
+// inform sends a 1xx answer, which may block as any write to the client.
+func (e *trip) inform(status int, fields []exchange.Field) error {
+	defer e.writes()()
+	if err := e.ctx.Err(); err != nil {
+		return err
+	}
+	if err := e.x.Inform(status, exchange.Fields(fields)); err != nil {
+		return &clientError{err}
+	}
+	return nil
+}
+
+// writes says that a write to the client may be blocking, until the function
+// that it gives is called. Only then look at whether the context has ended:
+// from here on, interrupt aborts the exchange.
+func (e *trip) writes() (done func()) {
+	e.writing.Store(true)
+	return func() { e.writing.Store(false) }
 }
 
 // send sends a request and waits for the head of the answer.
@@ -363,7 +384,15 @@ func (e *trip) send(h *host, out *outgoing) (response, error) {
 	if h.endpoint.scheme == "h3" {
 		return nil, &Error{Kind: ErrUpgradeRefused, Detail: "an h3 endpoint carries no upgrades such as WebSockets; use https in to"}
 	}
-	return e.direct(h, l, out)
+	a, err := e.direct(h, l, out)
+	if err != nil && l.shared != nil && out.upgrade == "" && strings.Contains(err.Error(), "no application protocol") {
+		// It chose HTTP/1.1 once, and does not speak it any more.
+		l.http1.Store(false)
+		if e.upload == nil {
+			return e.transport(l.shared, out)
+		}
+	}
+	return a, err
 }
 
 // transport sends a request over HTTP/2 or HTTP/3.
@@ -376,19 +405,12 @@ func (e *trip) transport(l link, out *outgoing) (response, error) {
 	} else {
 		e.startHeadClock()
 	}
+	early := informer{e: e}
 	trace := &httptrace.ClientTrace{
 		GotConn: func(httptrace.GotConnInfo) { e.settle(true) },
 		Got1xxResponse: func(status int, h textproto.MIMEHeader) error {
 			e.touch()
-			if status == http.StatusContinue {
-				return nil // the client gets its own when its body is read
-			}
-			e.inform.Lock()
-			defer e.inform.Unlock()
-			if e.over {
-				return errDone
-			}
-			return e.x.Inform(status, exchange.Fields(endToEnd(http.Header(h))))
+			return early.add(status, http.Header(h))
 		},
 	}
 	if out.expect {
@@ -401,10 +423,13 @@ func (e *trip) transport(l link, out *outgoing) (response, error) {
 		return nil, err
 	}
 	resp, err := l.RoundTrip(req)
+	if err == nil {
+		e.spoke()
+	}
+	early.finish()
 	if err != nil {
 		return nil, err
 	}
-	e.spoke()
 	return &transported{resp: resp, isHead: e.isHead}, nil
 }
 
@@ -416,23 +441,22 @@ func (e *trip) forward(a response) error {
 			return &Error{Kind: ErrBadResponse, Detail: err.Error(), Err: err}
 		}
 	}
+	defer e.writes()()
 	if err := e.ctx.Err(); err != nil {
 		return err
 	}
 	e.result.Status = head.Status
 	e.result.Details = "via_upstream"
-	e.writing.Store(true)
-	defer e.writing.Store(false)
 	if err := e.x.Begin(head.Status, exchange.Fields(head.Fields), head.Length); err != nil {
 		return &clientError{err}
 	}
 	if a.bodiless() {
 		return e.finish(nil)
 	}
-	// Whoever does not know how long a body gets is likely streaming: each
-	// piece goes out at once. Otherwise buffers fill up.
+	// Whoever does not know how long a body gets is likely streaming: what is
+	// here goes out before more is waited for. Otherwise buffers fill up.
 	streaming := head.Length < 0 || isStream(head.Get("Content-Type"))
-	if streaming {
+	if streaming && !a.ready() {
 		if err := e.x.Flush(); err != nil {
 			return &clientError{err}
 		}
@@ -449,7 +473,7 @@ func (e *trip) forward(a response) error {
 		if _, err := e.x.Write(data); err != nil {
 			return &clientError{err}
 		}
-		if streaming {
+		if streaming && !a.ready() {
 			if err := e.x.Flush(); err != nil {
 				return &clientError{err}
 			}
@@ -595,6 +619,10 @@ func (e *trip) classify(ctx context.Context, err error) *Error {
 		return &Error{Kind: ErrTimeout, Key: "idle_timeout", Err: cause,
 			Detail: fmt.Sprintf("no byte moved for %v; raise idle_timeout of the route", e.o.IdleTimeout)}
 	}
+	// Whatever we cut breaks the client's body, or a write to it, too.
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
+		return &Error{Kind: ErrCut, Detail: cause.Error(), Err: cause}
+	}
 	if bodyErr := e.bodyFailure(); bodyErr != nil {
 		return &Error{Kind: ErrClientGone, Detail: "the request body broke off: " + bodyErr.Error(), Err: bodyErr}
 	}
@@ -603,11 +631,7 @@ func (e *trip) classify(ctx context.Context, err error) *Error {
 		return &Error{Kind: ErrClientGone, Detail: client.Error(), Err: client.err}
 	}
 	if ctx.Err() != nil {
-		cause := context.Cause(ctx)
-		if errors.Is(cause, context.Canceled) {
-			return &Error{Kind: ErrClientGone, Detail: "the client ended the exchange", Err: cause}
-		}
-		return &Error{Kind: ErrCut, Detail: cause.Error(), Err: cause}
+		return &Error{Kind: ErrClientGone, Detail: "the client ended the exchange", Err: context.Cause(ctx)}
 	}
 	var broken *http1.Malformed
 	var connecting *connectError

@@ -4,7 +4,9 @@ import (
 	"errors"
 	"io"
 	"strconv"
+	"sync"
 	"sync/atomic"
+	"time"
 
 	"postern/internal/exchange"
 	"postern/internal/upstream/http1"
@@ -25,15 +27,16 @@ type upload interface {
 	finish()
 }
 
-// smallBody is the largest body that is read whole before the request goes
-// out, head and body in one write.
+// smallBody is the largest body, in bytes, of which the first piece is read
+// before the request goes out: mostly it is all there, and leaves together
+// with the head.
 const smallBody = 16 << 10
 
 var errBodyTooLong = errors.New("the body is longer than its Content-Length")
 
-// sender moves a request body to an HTTP/1.1 connection: a small one before
-// the request is sent, any other from a goroutine beside the one that waits
-// for the answer, which may come early.
+// sender moves a request body to an HTTP/1.1 connection, from a goroutine
+// beside the one that waits for the answer, which may come early. What is read
+// of a small body at once goes out with the head.
 type sender struct {
 	src     exchange.BodySource
 	out     *outgoing
@@ -42,15 +45,17 @@ type sender struct {
 
 	conn    *http1.Conn // while run runs
 	n       atomic.Int64
-	started atomic.Bool
 	stopped atomic.Bool
 	client  atomic.Pointer[error] // reading the client failed
 	done    chan struct{}         // run is over; nil before start
 	whole   bool                  // everything is sent; valid once done
-	kept    []byte                // all of a small body, to be sent again if need be
+	kept    []byte                // what goes out with the head, again if need be
+
+	first   sync.Mutex
+	reading bool // readFirst waits for the client
 }
 
-func (s *sender) begun() bool  { return s.started.Load() && s.kept == nil }
+func (s *sender) begun() bool  { return s.done != nil }
 func (s *sender) moved() int64 { return s.n.Load() }
 
 func (s *sender) failure() error {
@@ -62,7 +67,9 @@ func (s *sender) failure() error {
 
 // read reads the client once.
 func (s *sender) read(p []byte) (int, error) {
-	s.started.Store(true)
+	if s.stopped.Load() {
+		return 0, errBodyStopped
+	}
 	n, err := s.src.Read(p)
 	if n > 0 {
 		s.touched()
@@ -79,8 +86,8 @@ func (s *sender) read(p []byte) (int, error) {
 	return n, err
 }
 
-// readAll reads a small body to its end, once.
-func (s *sender) readAll() error {
+// readFirst reads the first piece of a small body, once.
+func (s *sender) readFirst() error {
 	if s.kept != nil {
 		return nil
 	}
@@ -88,24 +95,26 @@ func (s *sender) readAll() error {
 		return io.ErrUnexpectedEOF
 	}
 	b := make([]byte, s.out.size+1)
-	for n := 0; ; {
-		k, err := s.read(b[n:])
-		n += k
-		if err == io.EOF || err == nil && int64(n) == s.out.size {
-			s.kept, s.whole = b[:n], true
-			s.ended()
-			return nil
-		}
-		if err != nil {
-			return err
-		}
+	s.first.Lock()
+	s.reading = true
+	s.first.Unlock()
+	n, err := s.read(b)
+	s.first.Lock()
+	s.reading = false
+	s.first.Unlock()
+	if err != nil && err != io.EOF {
+		return err
 	}
+	if s.kept = b[:n]; int64(n) == s.out.size {
+		s.whole = true
+		s.ended()
+	}
+	return nil
 }
 
 // start begins to send over a connection.
 func (s *sender) start(c *http1.Conn) {
 	s.conn, s.done = c, make(chan struct{})
-	s.started.Store(true)
 	go s.run()
 }
 
@@ -197,10 +206,24 @@ func (s *sender) sent() bool {
 	}
 }
 
+// failsFor is how long a read of the client may take to fail by itself once
+// the exchange is interrupted. A client whose read fails ends its context too,
+// sometimes before the read returns, and that failure says more than being
+// closed by us.
+const failsFor = 10 * time.Millisecond
+
 func (s *sender) interrupt() {
+	s.first.Lock()
+	defer s.first.Unlock()
 	s.stopped.Store(true)
-	if c, ok := s.src.(io.Closer); ok && s.started.Load() && s.n.Load() != s.out.size {
-		c.Close()
+	if c, ok := s.src.(io.Closer); ok && s.reading {
+		time.AfterFunc(failsFor, func() {
+			s.first.Lock()
+			defer s.first.Unlock()
+			if s.reading {
+				c.Close()
+			}
+		})
 	}
 }
 
@@ -213,8 +236,20 @@ func (s *sender) finish() {
 		return
 	default:
 	}
-	s.stopped.Store(true)
 	s.conn.Interrupt()
+	if s.failure() != nil {
+		<-s.done // it is about to be, and the source need not be closed
+		return
+	}
+	if s.stopped.Swap(true) {
+		clock := time.NewTimer(failsFor)
+		defer clock.Stop()
+		select {
+		case <-s.done:
+			return
+		case <-clock.C:
+		}
+	}
 	if c, ok := s.src.(io.Closer); ok {
 		c.Close()
 		<-s.done

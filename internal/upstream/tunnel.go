@@ -54,8 +54,14 @@ func (e *trip) tunnel(out *outgoing, a response) error {
 		head.Set("Connection", "Upgrade")
 		head.Set("Upgrade", out.upgrade)
 	}
+	written := e.writes()
+	if err := e.ctx.Err(); err != nil {
+		written()
+		return err
+	}
 	e.result.Status = head.Status
 	conn, err := e.x.Tunnel(head.Status, exchange.Fields(head.Fields))
+	written()
 	if err != nil {
 		return &clientError{err}
 	}

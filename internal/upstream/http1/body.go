@@ -16,7 +16,7 @@ func (c *Conn) Next() ([]byte, error) {
 		case inLength:
 			if len(c.in) == 0 {
 				if err := c.fill(); err != nil {
-					return nil, err
+					return nil, brokenOff(err)
 				}
 			}
 			data := c.in
@@ -31,7 +31,7 @@ func (c *Conn) Next() ([]byte, error) {
 		case inChunks:
 			if len(c.in) == 0 {
 				if err := c.fill(); err != nil {
-					return nil, err
+					return nil, brokenOff(err)
 				}
 			}
 			data, err := c.chunk()
@@ -43,8 +43,10 @@ func (c *Conn) Next() ([]byte, error) {
 			}
 		case inClose:
 			if len(c.in) == 0 {
+				// The connection's proper end only: a TLS record that breaks
+				// off is io.ErrUnexpectedEOF (RFC 9112 §9.8).
 				switch err := c.fill(); {
-				case errors.Is(err, io.ErrUnexpectedEOF):
+				case err == io.EOF:
 					c.phase = ended
 					continue
 				case err != nil:
@@ -62,7 +64,7 @@ func (c *Conn) Next() ([]byte, error) {
 }
 
 // fill reads some of the body, and whatever stands behind it: a body that is
-// followed by anything fails. The end of the connection is io.ErrUnexpectedEOF.
+// followed by anything fails.
 //
 // A stream that mostly waits makes do with the buffer of the head: ten thousand
 // of them then cost what they hold, not what they might carry.
@@ -86,10 +88,35 @@ func (c *Conn) fill() error {
 	if err == nil {
 		err = io.ErrNoProgress
 	}
+	return err
+}
+
+// brokenOff is the end of a connection in the midst of a body.
+func brokenOff(err error) error {
 	if err == io.EOF {
-		err = io.ErrUnexpectedEOF
+		return io.ErrUnexpectedEOF
 	}
 	return err
+}
+
+// Ready reports whether Next has a piece, or the end of the body, at hand: it
+// will not wait for the upstream.
+func (c *Conn) Ready() bool {
+	switch c.phase {
+	case inLength, inClose:
+		return len(c.in) > 0
+	case inChunks:
+		probe := c.chunks
+		for in := c.in; len(in) > 0; {
+			data, n, done, err := probe.Next(in)
+			if len(data) > 0 || done || err != nil {
+				return true
+			}
+			in = in[n:]
+		}
+		return false
+	}
+	return true
 }
 
 // chunk takes framing, and at most one run of data, out of what was read.
@@ -143,7 +170,8 @@ func (c *Conn) Read(p []byte) (int, error) {
 	if len(c.in) > 0 {
 		n := copy(p, c.in)
 		if c.in = c.in[n:]; len(c.in) == 0 {
-			c.head, c.in = nil, nil
+			c.in = nil
+			c.dropHead()
 		}
 		return n, nil
 	}

@@ -33,8 +33,8 @@ const (
 	MaxHeadFields = 1000
 )
 
-// maxInterim bounds the 1xx answers to one request.
-const maxInterim = 64
+// MaxInterim bounds the 1xx answers to one request.
+const MaxInterim = 64
 
 // Malformed is an answer that breaks the protocol.
 type Malformed struct{ Reason string }
@@ -53,8 +53,14 @@ type Conn struct {
 	raw    syscall.RawConn // of the socket beneath; nil if it has none
 	secure bool            // there is TLS between raw and Conn
 
-	head    []byte // buffer of heads, kept over requests
-	in      []byte // read and not used yet; in head or in body
+	look  func(fd uintptr) bool // made once: peek runs for every request
+	one   [1]byte
+	saw   int
+	errno error
+
+	head    []byte  // buffer of heads
+	pooled  *[]byte // where head came from, if it goes back there
+	in      []byte  // read and not used yet; in head or in body
 	body    *[]byte
 	scanned int // bytes of in that cannot be the end of the head
 
@@ -85,6 +91,10 @@ const (
 // that tells it by NetConn, as *tls.Conn does.
 func NewConn(c net.Conn) *Conn {
 	out := &Conn{Conn: c}
+	out.look = func(fd uintptr) bool {
+		out.saw, _, out.errno = syscall.Recvfrom(int(fd), out.one[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		return true
+	}
 	for beneath := c; ; {
 		if _, ok := beneath.(*tls.Conn); ok {
 			out.secure = true
@@ -114,12 +124,24 @@ func (c *Conn) Reusable() bool {
 	return !c.failed && c.keep && c.phase == ended && len(c.in) == 0
 }
 
-// Rest gives back what an idle connection does not need.
+// Rest gives back what an idle connection does not need. Whatever Next gave
+// is used up by then.
 func (c *Conn) Rest() {
 	c.release()
-	c.head, c.in, c.phase = nil, nil, idle
+	c.in, c.phase = nil, idle
+	c.dropHead()
 	c.trailers = nil
 }
+
+func (c *Conn) dropHead() {
+	if c.pooled != nil {
+		heads.Put(c.pooled)
+	}
+	c.head, c.pooled = nil, nil
+}
+
+// Fail makes the connection unusable for another request.
+func (c *Conn) Fail() { c.failed = true }
 
 // Quiet reports whether nothing has arrived on an idle connection: neither its
 // end nor an answer to a question that nobody asked. Of a connection without a
@@ -128,21 +150,20 @@ func (c *Conn) Quiet() bool {
 	if c.raw == nil {
 		return false // nobody can tell
 	}
-	switch c.peek() {
-	case nothing:
-		return true
-	case something:
-		if !c.secure {
-			return false
-		}
-	default:
-		return false
+	seen := c.peek()
+	if !c.secure || seen == theEnd {
+		return seen == nothing
 	}
-	// TLS brings session tickets at any time, and they are used up here.
-	// Whatever else it brings is not for us.
-	c.Conn.SetReadDeadline(time.Now().Add(2 * time.Millisecond))
-	var one [1]byte
-	n, err := c.Conn.Read(one[:])
+	// TLS reads ahead: what came behind the last answer may have left the
+	// socket and wait there, so it is asked for what it has. It also brings
+	// session tickets at any time, which are used up here. Whatever else it
+	// brings is not for us.
+	until := time.Unix(1, 0)
+	if seen == something {
+		until = time.Now().Add(2 * time.Millisecond)
+	}
+	c.Conn.SetReadDeadline(until)
+	n, err := c.Conn.Read(c.one[:])
 	c.Conn.SetReadDeadline(time.Time{})
 	var timeout interface{ Timeout() bool }
 	return n == 0 && errors.As(err, &timeout) && timeout.Timeout() && c.peek() == nothing
@@ -158,17 +179,11 @@ const (
 
 // peek looks at what has arrived on the socket, without waiting or taking it.
 func (c *Conn) peek() arrived {
-	var n int
-	var errno error
-	err := c.raw.Read(func(fd uintptr) bool {
-		var one [1]byte
-		n, _, errno = syscall.Recvfrom(int(fd), one[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-		return true
-	})
+	err := c.raw.Read(c.look)
 	switch {
-	case err == nil && (errno == syscall.EAGAIN || errno == syscall.EWOULDBLOCK):
+	case err == nil && (c.errno == syscall.EAGAIN || c.errno == syscall.EWOULDBLOCK):
 		return nothing
-	case err != nil || errno != nil || n == 0:
+	case err != nil || c.errno != nil || c.saw == 0:
 		return theEnd
 	}
 	return something
@@ -181,6 +196,11 @@ const (
 	headSize = 4 << 10
 	bodySize = 32 << 10
 )
+
+var heads = sync.Pool{New: func() any {
+	b := make([]byte, headSize)
+	return &b
+}}
 
 var bodies = sync.Pool{New: func() any {
 	b := make([]byte, bodySize)
@@ -203,7 +223,8 @@ func (c *Conn) fail(err error) error {
 func (c *Conn) more() error {
 	if len(c.in) == 0 {
 		if c.head == nil {
-			c.head = make([]byte, headSize)
+			c.pooled = heads.Get().(*[]byte)
+			c.head = *c.pooled
 		}
 		c.in = c.head[:0]
 	}

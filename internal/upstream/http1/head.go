@@ -75,8 +75,8 @@ func (c *Conn) accept(a *Answer, head, rest []byte, e Expect) error {
 		}
 		c.phase, a.Bodiless = tunnel, true
 	case s < 200:
-		if c.interim++; c.interim > maxInterim {
-			return malformed("more than %d interim answers", maxInterim)
+		if c.interim++; c.interim > MaxInterim {
+			return malformed("more than %d interim answers", MaxInterim)
 		}
 		if chunked || a.Length > 0 {
 			return malformed("status %d with a body", s)
