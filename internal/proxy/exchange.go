@@ -44,7 +44,8 @@ func newResponse(w http.ResponseWriter, r *http.Request) *response {
 // tells a client that was too slow from an upstream that failed.
 type requestBody struct {
 	x     *response
-	ended func()                 // called once at the end of the body, if not nil
+	ended func()                 // called once when the whole body was read, if not nil
+	left  int64                  // of a declared length, where ended is set
 	err   error                  // io.EOF at a proper end
 	hide  func(name string) bool // trailers that must not pass
 
@@ -55,9 +56,13 @@ func (b *requestBody) Read(p []byte) (int, error) {
 	n, err := b.x.r.Body.Read(p)
 	if err != nil && b.err == nil {
 		b.err = err
-		if err == io.EOF && b.ended != nil {
-			b.ended()
-		}
+	}
+	// Who knows the length does not read on to be told of the end, which
+	// HTTP/2 and HTTP/3 tell in a read of its own.
+	b.left -= int64(n)
+	if b.ended != nil && (err == io.EOF || b.left == 0) {
+		b.ended()
+		b.ended = nil
 	}
 	return n, err
 }

@@ -81,7 +81,7 @@ func (c *call) forward() {
 	if c.x.body == nil || d.Bare {
 		startTimeout()
 	} else {
-		c.x.body.ended = startTimeout
+		c.x.body.ended, c.x.body.left = startTimeout, c.r.ContentLength
 		c.x.body.hide = up.strip.Has
 		if c.r.ProtoMajor == 1 {
 			// Answer while the client still sends: an upload may be refused

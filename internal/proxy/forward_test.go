@@ -540,6 +540,31 @@ func TestTimeoutCountsFromTheWholeRequest(t *testing.T) {
 	}
 }
 
+// TestTimeoutRunsAfterADeclaredLength: HTTP/2 and HTTP/3 tell the end of a body
+// in a read of its own, which nobody makes who knows the length.
+func TestTimeoutRunsAfterADeclaredLength(t *testing.T) {
+	up := newRecorderless(t, func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		<-r.Context().Done()
+	})
+	run := testDoor{routes: []testRoute{{spec: appRoute, keys: RouteConfig{Resolved: Resolved{Timeout: 50 * time.Millisecond}}, to: up.URL}}}.start(t)
+	for name, client := range map[string]*http.Client{"HTTP/1.1": run.h1, "HTTP/2": run.client, "HTTP/3": run.quic()} {
+		for _, size := range []int{5, 100 << 10} {
+			ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+			req, _ := http.NewRequestWithContext(ctx, "POST", "https://app.test/", strings.NewReader(strings.Repeat("x", size)))
+			resp, err := client.Do(req)
+			if err != nil {
+				t.Fatalf("%s, %d bytes: %v", name, size, err)
+			}
+			resp.Body.Close()
+			cancel()
+			if resp.StatusCode != 504 {
+				t.Errorf("%s, %d bytes: status %d", name, size, resp.StatusCode)
+			}
+		}
+	}
+}
+
 func TestUpstreamFailures(t *testing.T) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
