@@ -19,8 +19,6 @@ import (
 	"time"
 
 	"github.com/coder/websocket"
-
-	"postern/internal/server/servertest"
 )
 
 // step is one thing that an end of a WebSocket does. Both peers read it as
@@ -63,23 +61,24 @@ type wsServer struct {
 
 // seen waits until the connection has ended and tells what the server saw.
 func (s *wsServer) seen(id string) ([]string, error) {
-	var events []string
-	err := servertest.Eventually(func() error {
-		res, err := http.Get("http://" + s.addr + "/seen?id=" + url.QueryEscape(id))
-		if err != nil {
-			return err
+	for deadline := time.Now().Add(15 * time.Second); ; time.Sleep(time.Millisecond) {
+		events, err := s.events(id)
+		if err == nil && (len(events) == 0 || events[len(events)-1] != "end") {
+			err = fmt.Errorf("%s still holds %s open: %q", s.name, id, shorten(events))
 		}
-		defer res.Body.Close()
-		events = nil
-		if err := json.NewDecoder(res.Body).Decode(&events); err != nil {
-			return err
+		if err == nil || time.Now().After(deadline) {
+			return events, err
 		}
-		if len(events) == 0 || events[len(events)-1] != "end" {
-			return fmt.Errorf("%s still holds %s open: %q", s.name, id, shorten(events))
-		}
-		return nil
-	})
-	return events, err
+	}
+}
+
+func (s *wsServer) events(id string) (events []string, err error) {
+	res, err := http.Get("http://" + s.addr + "/seen?id=" + url.QueryEscape(id))
+	if err != nil {
+		return nil, err
+	}
+	defer res.Body.Close()
+	return events, json.NewDecoder(res.Body).Decode(&events)
 }
 
 // wsClient does what a question tells and gives what it saw.

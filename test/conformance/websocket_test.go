@@ -284,28 +284,38 @@ func TestWebSocketWrongFramesReachTheServer(t *testing.T) {
 	}
 }
 
-// sayFrames opens a WebSocket, sends bytes, ends its direction, and tells what
-// comes back.
+// openFrames opens a WebSocket for bytes of our own.
+func openFrames(addr, host, target string) (*net.TCPConn, *bufio.Reader, error) {
+	conn, err := net.Dial("tcp", addr)
+	if err != nil {
+		return nil, nil, err
+	}
+	c := conn.(*net.TCPConn)
+	_ = c.SetDeadline(time.Now().Add(15 * time.Second))
+	fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", target, host)
+	r := bufio.NewReader(c)
+	res, err := http.ReadResponse(r, nil)
+	if err == nil && (res.StatusCode != http.StatusSwitchingProtocols || res.Header.Get("Sec-WebSocket-Accept") != "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=") {
+		err = fmt.Errorf("the handshake is answered %s %v", res.Status, res.Header)
+	}
+	if err != nil {
+		c.Close()
+		return nil, nil, err
+	}
+	return c, r, nil
+}
+
+// sayFrames sends bytes, ends its direction, and tells what comes back.
 func sayFrames(addr, host, target, frames string) ([]string, error) {
-	c, err := net.Dial("tcp", addr)
+	c, r, err := openFrames(addr, host, target)
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(15 * time.Second))
-	fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", target, host)
-	r := bufio.NewReader(c)
-	res, err := http.ReadResponse(r, nil)
-	if err != nil {
-		return nil, err
-	}
-	if res.StatusCode != http.StatusSwitchingProtocols || res.Header.Get("Sec-WebSocket-Accept") != "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" {
-		return nil, fmt.Errorf("the handshake is answered %s %v", res.Status, res.Header)
-	}
 	if _, err := io.WriteString(c, frames); err != nil {
 		return nil, err
 	}
-	_ = c.(*net.TCPConn).CloseWrite()
+	_ = c.CloseWrite()
 	return readFrames(r), nil
 }
 
@@ -430,22 +440,16 @@ func TestWebSocketReset(t *testing.T) {
 	paths := ways(t, wsProgram(t, "", s), "reset.localhost", s.addr)
 	for _, w := range paths {
 		for n, by := range []string{"client", "server"} {
-			c, err := net.Dial("tcp", w.addr)
+			c, r, err := openFrames(w.addr, "reset.localhost", "/?n="+strconv.Itoa(n))
 			if err != nil {
-				t.Fatal(err)
-			}
-			c.SetDeadline(time.Now().Add(15 * time.Second))
-			fmt.Fprintf(c, "GET /?n=%d HTTP/1.1\r\nHost: reset.localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", n)
-			r := bufio.NewReader(c)
-			if res, err := http.ReadResponse(r, nil); err != nil || res.StatusCode != 101 {
-				t.Fatalf("%s: %v %v", w.name, res, err)
+				t.Fatalf("%s: %v", w.name, err)
 			}
 			io.WriteString(c, frame(0x81, true, "x"))
 			began := time.Now()
 			if by == "client" {
 				_, _ = io.ReadFull(r, make([]byte, 3))
 				began = time.Now()
-				_ = c.(*net.TCPConn).SetLinger(0)
+				_ = c.SetLinger(0)
 				c.Close()
 				select {
 				case <-told:
@@ -466,60 +470,42 @@ func TestWebSocketReset(t *testing.T) {
 	}
 }
 
-// idle_timeout cuts who is silent and nobody else; timeout_write cuts
-// everybody. Both say nothing that the peer did not.
+// idle_timeout cuts who is silent and nobody else; timeout_write cuts whoever
+// talks, too, and says so in a close frame.
 func TestWebSocketTimeouts(t *testing.T) {
 	nodeServer, _ := startWS(t)
-	chat := func(w way, host string, until time.Duration) (lived time.Duration, cut bool) {
-		c, err := net.Dial("tcp", w.addr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
-		fmt.Fprintf(c, "GET /?id=t HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", host)
-		r := bufio.NewReader(c)
-		if res, err := http.ReadResponse(r, nil); err != nil || res.StatusCode != 101 {
-			t.Fatalf("%s: %v %v", w.name, res, err)
-		}
-		began := time.Now()
-		for talk := 200 * time.Millisecond; ; {
-			if time.Since(began) < until {
-				io.WriteString(c, frame(0x81, true, "x"))
-			} else {
-				talk = 4 * time.Second
-			}
-			c.SetReadDeadline(time.Now().Add(talk))
-			_, err := io.ReadFull(r, make([]byte, 3))
-			if ne, ok := err.(net.Error); ok && ne.Timeout() {
-				return time.Since(began), false
-			}
-			if err != nil {
-				return time.Since(began), true
-			}
-			if time.Since(began) < until {
-				time.Sleep(talk)
-			}
-		}
-	}
 	for _, tc := range []struct {
 		name, top, route string
 		talk, least      time.Duration
-		cut              bool
+		end              []string
 	}{
-		{"idle_timeout, silent", "", ", idle_timeout: 1s", 0, 900 * time.Millisecond, true},
-		{"idle_timeout, after a talk", "", ", idle_timeout: 1s", 1500 * time.Millisecond, 2 * time.Second, true},
-		{"timeout_write, talking", "timeout_write: 1s\n", "", 5 * time.Second, 900 * time.Millisecond, true},
-		{"neither", "", "", 0, 4 * time.Second, false},
+		{"idle_timeout, silent", "", ", idle_timeout: 1s", 0, time.Second, []string{"end"}},
+		{"idle_timeout, after a talk", "", ", idle_timeout: 1s", 1500 * time.Millisecond, 2400 * time.Millisecond, []string{"end"}},
+		{"timeout_write, talking", "timeout_write: 1s\n", "", 3 * time.Second, time.Second, []string{"close 1008 this connection has reached its time limit", "end"}},
+		{"neither", "", "", 0, 3 * time.Second, []string{"still open"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
 			p := servertest.Start(t, fmt.Sprintf("codec_type: http3\n%sroutes:\n  - {from: https://ws.localhost, to: http://%s, allow_public_unauthenticated_access: true, allow_websockets: true%s}\n", tc.top, nodeServer.addr, tc.route))
 			for _, w := range ways(t, p, "ws.localhost", nodeServer.addr)[1:] {
 				t.Run(w.name, func(t *testing.T) {
 					t.Parallel()
-					lived, cut := chat(w, "ws.localhost", tc.talk)
-					t.Logf("cut %v after %v", cut, lived)
-					if cut != tc.cut || lived < tc.least {
-						t.Errorf("cut %v after %v; want %v, after %v at least", cut, lived, tc.cut, tc.least)
+					began := time.Now()
+					c, r, err := openFrames(w.addr, "ws.localhost", "/?id=t&steps=[]")
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer c.Close()
+					c.SetReadDeadline(began.Add(3 * time.Second))
+					go func() {
+						for ; time.Since(began) < tc.talk; time.Sleep(100 * time.Millisecond) {
+							_, _ = io.WriteString(c, frame(0x81, true, "x"))
+						}
+					}()
+					seen := slices.DeleteFunc(readFrames(r), func(e string) bool { return strings.HasPrefix(e, "0x81 1 ") })
+					// The clock of the cut begins with the request, a little after ours.
+					if lived := time.Since(began); !slices.Equal(seen, tc.end) || lived < tc.least-100*time.Millisecond {
+						t.Errorf("%s: %q after %v; want %q, after %v at least", w.name, seen, lived, tc.end, tc.least)
 					}
 				})
 			}
