@@ -29,6 +29,9 @@ type doors struct {
 	control *control
 	failed  chan error
 	given   given // sockets that were open before this process
+	// hold, if not nil, keeps new doors from accepting until it is closed: an
+	// heir that may still fail takes no connection that would end with it.
+	hold chan struct{}
 }
 
 // door is one bound address and the proxy.Server that takes its connections.
@@ -41,6 +44,7 @@ type door struct {
 	server   *proxy.Server // changed under doors.mu
 	beat     atomic.Int64  // when accept last went round, in Unix nanoseconds
 	accepted chan struct{} // closed when accept has ended
+	hold     <-chan struct{}
 }
 
 // feed is a listener whose connections come from a door.
@@ -71,6 +75,16 @@ func (d *doors) listen(name, key, addr string) (net.Listener, error) {
 		return ln, nil
 	}
 	return bind(key, addr)
+}
+
+// open lets doors that were held accept.
+func (d *doors) open() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.hold != nil {
+		close(d.hold)
+		d.hold = nil
+	}
 }
 
 // bind opens an address.
@@ -129,7 +143,7 @@ func (d *doors) prepare(s *Server, g *generation) (commit func(), err error) {
 		before := undo
 		undo = func() { ln.Close(); before() }
 		steps = append(steps, func() {
-			n := &door{name: name, addr: addr, ln: ln, accepted: make(chan struct{})}
+			n := &door{name: name, addr: addr, ln: ln, accepted: make(chan struct{}), hold: d.hold}
 			n.exchange(settings, proxy.NewServer(options()))
 			*at = n
 			d.names[name] = ln.Addr().String()
@@ -264,6 +278,9 @@ const beatEvery = time.Second
 // accept hands connections to whoever serves now. It ends with the listener.
 func (d *door) accept(failed chan<- error) {
 	defer close(d.accepted)
+	if d.hold != nil {
+		<-d.hold // meanwhile the old process accepts at the same socket
+	}
 	timed, _ := d.ln.(interface{ SetDeadline(time.Time) error })
 	for {
 		now := time.Now()

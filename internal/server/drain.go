@@ -43,6 +43,7 @@ func (s *Server) takeOver(ctx context.Context) error {
 		return err
 	}
 	h.committed.answer(nil)
+	s.doors.open()
 	return nil
 }
 

@@ -230,6 +230,9 @@ func (s *Server) run(ctx context.Context, cfg *config.Config) (err error) {
 	background.Add(1)
 	go func() { defer background.Done(); s.stapler.Run(ctx) }()
 
+	if s.heir != nil {
+		s.doors.hold = make(chan struct{})
+	}
 	s.change.Lock()
 	err = s.apply(ctx, cfg)
 	s.change.Unlock()

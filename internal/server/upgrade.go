@@ -35,8 +35,9 @@ import (
 //	     (the store is paused and closed)
 //	POST /store      ->         the store is open; served under /records/
 //	     (the old process goes on, with the store of the heir)
-//	POST /serve      ->         records copied, sockets accepting
-//	POST /commit     ->         control socket taken, READY=1 to systemd
+//	POST /serve      ->         records copied, all sockets bound
+//	POST /commit     ->         control socket taken, sockets accepting,
+//	                            READY=1 to systemd
 //	     (the old process stops accepting and drains)
 //
 // Whatever fails before the last answer, the heir is killed, the store opened
