@@ -338,7 +338,9 @@ func h3Again(c *h3Conn, req *http.Request, err error) bool {
 	}
 	switch req.Method {
 	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace:
-		return !c.alive()
+		// The connection may have ended a moment before it says so.
+		var socket *net.OpError
+		return errors.Is(err, net.ErrClosed) || errors.As(err, &socket) || !c.alive()
 	}
 	return false
 }

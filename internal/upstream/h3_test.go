@@ -137,10 +137,10 @@ func TestH3Upstream(t *testing.T) {
 		t.Errorf("%q %v %v", b, resp.Trailer, err)
 	}
 	if resp = do("HEAD", "/", nil, nil); resp.StatusCode != 200 {
-		t.Error(resp.Status)
+		t.Error(resp.Status, d.last().err)
 	}
 	if resp = do("GET", "/none", nil, nil); resp.StatusCode != 204 {
-		t.Error(resp.Status)
+		t.Error(resp.Status, d.last().err)
 	}
 }
 
@@ -262,7 +262,7 @@ func TestH3UpstreamConnections(t *testing.T) {
 	stop = serveH3(t, udp, h, c)
 	defer stop()
 	if resp, _ := get(t, d.URL); resp.StatusCode != 200 {
-		t.Errorf("after the restart: %d", resp.StatusCode)
+		t.Errorf("after the restart: %d: %v", resp.StatusCode, d.last().err)
 	}
 }
 

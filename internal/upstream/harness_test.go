@@ -131,6 +131,17 @@ func (d *door) outcome(t *testing.T) exchanged {
 	}
 }
 
+// last is the newest outcome of those that nobody took.
+func (d *door) last() (o exchanged) {
+	for {
+		select {
+		case o = <-d.results:
+		default:
+			return o
+		}
+	}
+}
+
 type testView struct {
 	r        *http.Request
 	protocol string

@@ -11,6 +11,10 @@ type patient struct {
 // patientSize is the size of the small buffer, in bytes.
 const patientSize = 1 << 10
 
+// chunkFraming is how much of a buffer may be kept free for the framing of a
+// chunk, in bytes.
+const chunkFraming = 12
+
 // next is what to read into.
 func (p *patient) next() []byte {
 	if p.large != nil {
@@ -25,7 +29,7 @@ func (p *patient) next() []byte {
 // took is told how much was read into next and is used up by now.
 func (p *patient) took(n int) {
 	switch {
-	case p.large == nil && n == patientSize:
+	case p.large == nil && n >= patientSize-chunkFraming:
 		p.large = copyBuffers.Get().(*[]byte)
 	case p.large != nil && n <= patientSize:
 		p.free()

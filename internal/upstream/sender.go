@@ -126,18 +126,22 @@ func (s *sender) run() {
 		s.conn.Interrupt()
 		return
 	}
-	buf := copyBuffers.Get().(*[]byte)
-	defer copyBuffers.Put(buf)
+	var kept patient
+	defer kept.free()
+	if s.out.size > patientSize {
+		kept.large = copyBuffers.Get().(*[]byte)
+	}
 	// Room in front of the data for the size of its chunk, and behind it for
 	// the line end.
-	const before, after = 10, 2
-	room := (*buf)[before : len(*buf)-after]
+	const before, after = chunkFraming - 2, 2
 	for {
+		buf := kept.next()
+		room := buf[before : len(buf)-after]
 		n, err := s.read(room)
 		if n > 0 && (err == nil || err == io.EOF) {
 			data := room[:n]
 			if s.out.size < 0 {
-				data = chunk(*buf, before, n)
+				data = chunk(buf, before, n)
 			}
 			if _, failed := s.conn.Write(data); failed != nil {
 				return // the answer, or the lack of one, says why
@@ -148,9 +152,10 @@ func (s *sender) run() {
 		}
 		switch {
 		case err == nil:
+			kept.took(n)
 		case err == io.EOF:
 			if s.out.size < 0 {
-				if _, failed := s.conn.Write(s.end((*buf)[:0])); failed != nil {
+				if _, failed := s.conn.Write(s.end(buf[:0])); failed != nil {
 					return
 				}
 			}

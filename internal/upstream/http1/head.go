@@ -175,7 +175,9 @@ func (c *Conn) parse(a *Answer, head []byte) (chunked bool, err error) {
 	// One copy for all names and values: they outlive the buffer.
 	text := string(head)
 	a.Status, a.Length, a.Bodiless, a.Upgrade, a.Trailer = 0, -1, false, "", ""
-	a.Fields = a.Fields[:0]
+	if a.Fields = a.Fields[:0]; a.Fields == nil {
+		a.Fields = make([]exchange.Field, 0, 12)
+	}
 	i := strings.IndexByte(text, '\n')
 	line, rest := text[:i-1], text[i+1:]
 	// HTTP/1.x SP 3DIGIT [SP reason]
