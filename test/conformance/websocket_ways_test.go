@@ -1,3 +1,5 @@
+//lint:file-ignore SA1019 the HTTP/2 client of net/http sends no :protocol
+
 package conformance
 
 import (
