@@ -101,7 +101,7 @@ func (c *call) forward() {
 		OnResponse:  c.onResponse,
 	})
 	c.details = c.result.Details
-	if b := c.x.body; b != nil && c.r.ProtoMajor == 1 && b.err != io.EOF {
+	if b := c.x.body; b != nil && c.r.ProtoMajor == 1 && (b.err != io.EOF || b.closed.Load()) {
 		ConnInfoFrom(c.r.Context()).abandon()
 	}
 	if err != nil {

@@ -22,7 +22,8 @@ var copyBuffers = sync.Pool{New: func() any {
 // stopped at any moment, however long the client is silent.
 type requestBody struct {
 	src      exchange.BodySource
-	expect   bool // wait for 100 (Continue) from upstream before reading
+	size     int64 // -1 unknown
+	expect   bool  // wait for 100 (Continue) from upstream before reading
 	trailers http.Header
 	touched  func() // bytes moved
 	ended    func() // whole body read
@@ -33,6 +34,7 @@ type requestBody struct {
 	start   sync.Once
 	stop    sync.Once
 	started atomic.Bool
+	drained atomic.Bool // the source ended or failed: nothing reads it any more
 	n       atomic.Int64
 
 	// Whether the upstream spoke, and said Continue, before we sent the body.
@@ -52,9 +54,10 @@ type bodyPart struct {
 	err error
 }
 
-func newRequestBody(src exchange.BodySource) *requestBody {
+func newRequestBody(src exchange.BodySource, size int64) *requestBody {
 	return &requestBody{
 		src:     src,
+		size:    size,
 		parts:   make(chan bodyPart),
 		stopped: make(chan struct{}),
 		done:    make(chan struct{}),
@@ -123,7 +126,11 @@ func (b *requestBody) readAll() {
 			b.n.Add(int64(n))
 			b.touched()
 		}
+		if err == nil && b.n.Load() == b.size {
+			err = io.EOF // which some tell in a read of its own
+		}
 		if err != nil {
+			b.drained.Store(true)
 			if err == io.EOF {
 				b.copyTrailers()
 				b.ended()
@@ -214,6 +221,11 @@ func (b *requestBody) finish() {
 	}
 	b.stop.Do(func() { close(b.stopped) })
 	if !b.started.Load() {
+		return
+	}
+	if b.drained.Load() {
+		// Closing it now could end the client's next request instead.
+		<-b.done
 		return
 	}
 	select {

@@ -124,6 +124,9 @@ func TestH3Upstream(t *testing.T) {
 		t.Errorf("behind Expect: %q %v", b, err)
 	}
 	resp = do("GET", "/stream", nil, nil)
+	if resp.StatusCode != 200 {
+		t.Error(resp.Status, d.untold())
+	}
 	first := make([]byte, 5)
 	if _, err := io.ReadFull(resp.Body, first); err != nil || string(first) != "first" {
 		t.Errorf("%q %v", first, err)
@@ -137,10 +140,10 @@ func TestH3Upstream(t *testing.T) {
 		t.Errorf("%q %v %v", b, resp.Trailer, err)
 	}
 	if resp = do("HEAD", "/", nil, nil); resp.StatusCode != 200 {
-		t.Error(resp.Status, d.last().err)
+		t.Error(resp.Status, d.untold())
 	}
 	if resp = do("GET", "/none", nil, nil); resp.StatusCode != 204 {
-		t.Error(resp.Status, d.last().err)
+		t.Error(resp.Status, d.untold())
 	}
 }
 
@@ -262,7 +265,7 @@ func TestH3UpstreamConnections(t *testing.T) {
 	stop = serveH3(t, udp, h, c)
 	defer stop()
 	if resp, _ := get(t, d.URL); resp.StatusCode != 200 {
-		t.Errorf("after the restart: %d: %v", resp.StatusCode, d.last().err)
+		t.Errorf("after the restart: %d: %q", resp.StatusCode, d.untold())
 	}
 }
 
@@ -296,6 +299,7 @@ func TestH3UpstreamCancel(t *testing.T) {
 	if _, err := outcomeOf(t, d); !errors.Is(err, ErrTimeout) {
 		t.Error(err)
 	}
+	d.options.Timeout = 0
 	if resp, _ := get(t, d.URL+"/"); resp.StatusCode != 200 {
 		t.Error(resp.Status)
 	}

@@ -131,13 +131,14 @@ func (d *door) outcome(t *testing.T) exchanged {
 	}
 }
 
-// last is the newest outcome of those that nobody took.
-func (d *door) last() (o exchanged) {
+// untold are the outcomes that nobody took, for messages.
+func (d *door) untold() (list []string) {
 	for {
 		select {
-		case o = <-d.results:
-		default:
-			return o
+		case o := <-d.results:
+			list = append(list, fmt.Sprintf("%d %v", o.Status, o.err))
+		case <-time.After(50 * time.Millisecond):
+			return list
 		}
 	}
 }

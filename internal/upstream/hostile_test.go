@@ -455,3 +455,28 @@ func TestErrorsLeaveNothing(t *testing.T) {
 		}
 	}
 }
+
+// endedBody has ended, which Transport is not told.
+type endedBody struct {
+	plainBody
+	closed atomic.Bool
+}
+
+func (b *endedBody) Close() error { b.closed.Store(true); return nil }
+
+// TestReadBodyIsNotClosed: a body that was read to its end is left alone, though
+// nobody took its last part: what closes it would end the client's next request.
+func TestReadBodyIsNotClosed(t *testing.T) {
+	src := &endedBody{plainBody: plainBody{strings.NewReader("m")}}
+	b := newRequestBody(src, -1)
+	ended := make(chan bool)
+	b.touched, b.ended = func() {}, func() { close(ended) }
+	if n, err := b.Read(make([]byte, 1)); n != 1 || err != nil {
+		t.Fatal(n, err)
+	}
+	<-ended
+	b.finish()
+	if src.closed.Load() {
+		t.Error("it was closed")
+	}
+}

@@ -399,7 +399,7 @@ func (e *trip) send(h *host, out *outgoing) (response, error) {
 func (e *trip) transport(l link, out *outgoing) (response, error) {
 	var body *requestBody
 	if out.size != 0 {
-		body = newRequestBody(e.x.Body())
+		body = newRequestBody(e.x.Body(), out.size)
 		body.touched, body.ended = e.touch, e.startHeadClock
 		e.setUpload(body)
 	} else {

@@ -842,7 +842,7 @@ func TestUpstreamDownAndUp(t *testing.T) {
 func TestReplay(t *testing.T) {
 	for _, size := range []int{0, 5, replaySize, replaySize + 1} {
 		want := bytes.Repeat([]byte("x"), size)
-		b := newRequestBody(plainBody{bytes.NewReader(want)})
+		b := newRequestBody(plainBody{bytes.NewReader(want)}, -1)
 		b.touched, b.ended = func() {}, func() {}
 		buf := make([]byte, 1<<20)
 		for n, total := 1, 0; n > 0 && total < size; total += n {

@@ -242,7 +242,7 @@ func (s *sender) finish() {
 	default:
 	}
 	s.conn.Interrupt()
-	if s.failure() != nil {
+	if s.failure() != nil || s.n.Load() == s.out.size {
 		<-s.done // it is about to be, and the source need not be closed
 		return
 	}
