@@ -49,6 +49,7 @@ type requestBody struct {
 	err   error                  // io.EOF at a proper end
 	hide  func(name string) bool // trailers that must not pass
 
+	whole  atomic.Bool // it was read to its end
 	closed atomic.Bool
 }
 
@@ -60,9 +61,12 @@ func (b *requestBody) Read(p []byte) (int, error) {
 	// Who knows the length does not read on to be told of the end, which
 	// HTTP/2 and HTTP/3 tell in a read of its own.
 	b.left -= int64(n)
-	if b.ended != nil && (err == io.EOF || b.left == 0) {
-		b.ended()
-		b.ended = nil
+	if err == io.EOF || n > 0 && b.left == 0 {
+		b.whole.Store(true)
+		if b.ended != nil {
+			b.ended()
+			b.ended = nil
+		}
 	}
 	return n, err
 }
@@ -70,6 +74,11 @@ func (b *requestBody) Read(p []byte) (int, error) {
 // Close interrupts a pending Read from another goroutine. What the client still
 // sends is not read any more, so its connection ends with this exchange.
 func (b *requestBody) Close() error {
+	if b.whole.Load() {
+		// Nothing is pending, and net/http already looks out for the client's
+		// end: a deadline would look like it, for all requests to come.
+		return nil
+	}
 	b.closed.Store(true)
 	return b.x.rc.SetReadDeadline(time.Unix(1, 0))
 }
