@@ -57,8 +57,7 @@ func (e *trip) direct(h *host, l *links, out *outgoing) (response, error) {
 	}
 	*buf = request[:0]
 	for try := 0; ; try++ {
-		var used bool
-		if a.conn, used, err = e.connection(h, l, a.reuse != nil && try == 0); err != nil {
+		if a.conn, err = e.connection(h, l, a.reuse != nil && try == 0); err != nil {
 			return nil, err
 		}
 		nothing, err := e.ask(a, out, request)
@@ -69,7 +68,7 @@ func (e *trip) direct(h *host, l *links, out *outgoing) (response, error) {
 		// A connection that was closed while it rested tells when it is used.
 		// The request goes out again only if it cannot have been acted upon,
 		// or changes nothing, and its body is still at hand.
-		if !used || !nothing || e.ctx.Err() != nil || a.sender != nil && a.sender.done != nil {
+		if !a.conn.Used() || !nothing || e.ctx.Err() != nil || a.sender != nil && a.sender.done != nil {
 			return nil, err
 		}
 	}
@@ -144,22 +143,22 @@ func idempotent(method string) bool {
 	return false
 }
 
-// connection gives a connection to a host, used before if again allows that
-// and there is one.
-func (e *trip) connection(h *host, l *links, again bool) (c *http1.Conn, used bool, err error) {
+// connection gives a connection to a host: one that rests, if again allows that
+// and there is one, or a new one.
+func (e *trip) connection(h *host, l *links, again bool) (c *http1.Conn, err error) {
 	if again {
 		c = l.idle.take()
 	}
-	if used = c != nil; !used {
+	if c == nil {
 		if c, err = e.t.dialHTTP1(e.ctx, h); err != nil {
-			return nil, false, err
+			return nil, err
 		}
 	}
 	if !e.setConn(c) {
 		c.Close()
-		return nil, false, context.Cause(e.ctx)
+		return nil, context.Cause(e.ctx)
 	}
-	return c, used, nil
+	return c, nil
 }
 
 // dialHTTP1 makes a connection that speaks HTTP/1.1.

@@ -71,6 +71,7 @@ type Conn struct {
 	chunks   exchange.ChunkScanner
 	trailers []byte // text of the trailer section
 	interim  int
+	begun    int  // exchanges
 	keep     bool // the upstream lets the connection stay
 	failed   bool
 }
@@ -112,10 +113,15 @@ func NewConn(c net.Conn) *Conn {
 
 // Begin starts an exchange. The connection must be new or reusable.
 func (c *Conn) Begin() {
+	c.begun++
 	c.phase, c.interim, c.keep = inHead, 0, false
 	c.full, c.little = false, false
 	c.trailers = c.trailers[:0]
 }
+
+// Used reports whether an exchange was begun before the one under way: the
+// upstream may have closed such a connection while it rested.
+func (c *Conn) Used() bool { return c.begun > 1 }
 
 // Reusable reports whether the last answer ended exactly and the upstream lets
 // the connection stay. Whether the request was sent whole is the caller's to
