@@ -10,9 +10,9 @@
 //	...
 //	result, err := upstream.RoundTrip(ctx, pool.Target(slot), edits, view, exchange, options)
 //
-// This is the reference path: net/http's Transport does the talking, behind a
-// guard that reads every HTTP/1.1 response strictly before Transport does. A
-// connection is used again only if its last exchange ended exactly.
+// HTTP/1.1 is spoken by package http1, strictly; HTTP/2 by net/http's Transport
+// and HTTP/3 by quic-go. A connection of HTTP/1.1 is used again only if its
+// last exchange ended exactly.
 package upstream
 
 import (
