@@ -106,6 +106,8 @@ func (c *call) forward() {
 	}
 	if err != nil {
 		c.failed(err, context.Cause(ctx))
+	} else if t := c.tunnel.Load(); t != nil && t.reason.Load() != nil && !t.politely() {
+		c.x.Abort(errCut) // its ends closed before the cut reached RoundTrip
 	}
 }
 

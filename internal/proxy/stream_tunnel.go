@@ -18,6 +18,7 @@ type streamConn struct {
 	x    *response
 	info *ConnInfo
 
+	reading sync.Mutex // held while reading
 	writing sync.Mutex // held while writing
 	state   sync.Mutex
 	over    bool
@@ -53,7 +54,11 @@ func (x *response) openStream(h exchange.HeaderSeq) (net.Conn, error) {
 	return c, nil
 }
 
+// Read reads the request's body, of which net/http and quic-go allow one reader
+// at a time.
 func (c *streamConn) Read(p []byte) (int, error) {
+	c.reading.Lock()
+	defer c.reading.Unlock()
 	if c.isOver() {
 		return 0, net.ErrClosed
 	}

@@ -60,10 +60,14 @@ func (c *cuttable) cut(code uint16, text string) {
 	c.Conn.SetReadDeadline(time.Unix(1, 0))
 }
 
-// politely reports whether a cut tunnel was ended by a close frame.
+// politely reports whether a cut tunnel was ended by a close frame. If the cut
+// came just behind the last write, the frame is sent now.
 func (c *cuttable) politely() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.reason.Load() != nil {
+		c.sayGoodbye()
+	}
 	return c.said
 }
 
@@ -145,6 +149,7 @@ func (c *cuttable) Close() error {
 			go func() {
 				c.Conn.SetReadDeadline(time.Now().Add(cutWait))
 				io.CopyN(io.Discard, c.Conn, 1<<20)
+				c.politely() // a close frame under way is not cut short, except by cutWait
 				c.reallyClose()
 			}()
 		})
