@@ -195,6 +195,11 @@ func (s *sender) end(b []byte) []byte {
 	return append(b, "\r\n"...)
 }
 
+// endFor is how long the rest of a body may take to go out behind a whole
+// answer, until its connections are given up: what the client has sent already
+// takes no time, and an upload that goes on must not hold the answer back.
+const endFor = 50 * time.Millisecond
+
 // sent reports whether everything went out and nobody writes any more.
 func (s *sender) sent() bool {
 	if s == nil {
@@ -207,6 +212,13 @@ func (s *sender) sent() bool {
 	case <-s.done:
 		return s.whole
 	default:
+	}
+	clock := time.NewTimer(endFor)
+	defer clock.Stop()
+	select {
+	case <-s.done:
+		return s.whole
+	case <-clock.C:
 		return false
 	}
 }

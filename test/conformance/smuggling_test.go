@@ -211,8 +211,10 @@ func TestSmugglingVectorsReachThreeParsersAlike(t *testing.T) {
 		}
 		// A parser that answers before it has read the body leaves no room for a
 		// 400 to a broken one: the connection is cut instead, before or behind
-		// that answer.
-		early := func(s string) bool { return s == "[]" || s == "[200 POST "+path+"]" }
+		// that answer, or the 400 comes behind it.
+		early := func(s string) bool {
+			return s == "[]" || s == "[200 POST "+path+"]" || s == "[200 POST "+path+" 400]"
+		}
 		said := slices.DeleteFunc(slices.Clone(got), early)
 		same := len(slices.Compact(slices.Clone(said))) <= 1 && (len(said) == len(got) || len(said) == 0 || said[0] == "[400]")
 		if !same && v.name != "lower-case method" { // a method that nginx and Node do not know
