@@ -68,6 +68,10 @@ func main() {
 }
 
 func run() error {
+	program, err := filepath.Abs(*binary) // it is started in another directory
+	if err != nil {
+		return err
+	}
 	dir, err := os.MkdirTemp("", "postern-bench")
 	if err != nil {
 		return err
@@ -95,7 +99,7 @@ func run() error {
 	if err := users(dir); err != nil {
 		return err
 	}
-	pid, stop, err := start(dir, 0, *binary, "--config", write(dir, "config.yaml", posternConfig(dir, tlsPort, health, upstream)))
+	pid, stop, err := start(dir, 0, program, "--config", write(dir, "config.yaml", posternConfig(dir, tlsPort, health, upstream)))
 	if err != nil {
 		return err
 	}
