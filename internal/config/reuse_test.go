@@ -285,6 +285,9 @@ func FuzzSplit(f *testing.F) {
 			t.Fatalf("the parts are not the items")
 		}
 		place, _ := routesValue(whole, s.key)
+		for _, n := range append(items, whole, rest) {
+			placeless(n)
+		}
 		if !reflect.DeepEqual(whole.Content[place].Content, items) {
 			t.Fatalf("an item means something else by itself")
 		}
@@ -293,4 +296,15 @@ func FuzzSplit(f *testing.F) {
 			t.Fatalf("what is around the items differs")
 		}
 	})
+}
+
+// placeless forgets where nothing is: to a null without a character the parser
+// gives the place of whatever it read next ("[a: ]").
+func placeless(n *yaml.Node) {
+	if n.Kind == yaml.ScalarNode && n.Tag == "!!null" && n.Value == "" {
+		n.Line, n.Column = 0, 0
+	}
+	for _, c := range n.Content {
+		placeless(c)
+	}
 }
